@@ -1,0 +1,94 @@
+"""What every answer looks like: the envelope, and the errors with their codes.
+
+    {"code": 0, "message": "success", "data": …}
+    {"code": 42201, "message": "…", "request_id": "…", "errors": [{"field": "timeout", "reason": "…"}]}
+
+An error's code is its HTTP status × 100 + n; ``docs/api.md`` lists them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from quart import Response
+
+_encode = msgspec.json.Encoder().encode
+
+BAD_JSON = 40001
+BAD_REQUEST = 40002
+UNAUTHORISED_HOST = 40301
+UNAUTHORISED_ORIGIN = 40302
+NO_TASK = 40401
+NO_ROUTE = 40402
+BAD_METHOD = 40501
+BODY_TIMEOUT = 40801
+BAD_STATE = 40901
+KEY_CONFLICT = 40902
+TOO_LARGE = 41301
+BAD_MEDIA_TYPE = 41501
+INVALID = 42201
+INTERNAL = 50001
+STORE_AWAY = 50301
+
+
+class ApiError(Exception):
+    """Raised anywhere in a route; becomes the error envelope.
+
+    Args:
+        code: one of the codes above.
+        message: one line for people.
+        errors: (field, reason) pairs.
+        headers: further headers of the answer.
+    """
+
+    def __init__(
+        self,
+        code: int,
+        message: str,
+        errors: Sequence[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.errors = errors
+        self.headers = dict(headers or {})
+
+    @property
+    def status(self) -> int:
+        return self.code // 100
+
+
+def invalid(*errors: tuple[str, str]) -> ApiError:
+    """422, naming each field that is wrong."""
+    field, reason = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return ApiError(INVALID, f"{field}: {reason}{more}", errors)
+
+
+def success(
+    data: Any = None, *, status: int = 200, message: str = "success", headers: Mapping[str, str] | None = None
+) -> Response:
+    """The envelope around ``data``; without data there is no such key."""
+    body = {"code": 0, "message": message} if data is None else {"code": 0, "message": message, "data": data}
+    return Response(_encode(body), status, dict(headers or {}), content_type="application/json")
+
+
+def failure(error: ApiError) -> Response:
+    body = error_body(error.code, error.message, error.errors)
+    return Response(body, error.status, error.headers, content_type="application/json")
+
+
+def error_body(code: int, message: str, errors: Sequence[tuple[str, str]] = ()) -> bytes:
+    """The error envelope as bytes, with a request id of its own."""
+    return _encode(
+        {
+            "code": code,
+            "message": message,
+            "request_id": uuid.uuid4().hex,
+            "errors": [{"field": field, "reason": reason} for field, reason in errors],
+        }
+    )

@@ -1,0 +1,94 @@
+"""The Quart application: routes, and one place where every error becomes the envelope."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from quart import Response
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from atm.api import answer, health, overview, task_types, tasks
+from atm.api.answer import ApiError
+from atm.api.body import MAX_BATCH
+from atm.api.waiters import Waiters
+from atm.coordinator import Coordinator
+from atm.errors import StoreUnavailable
+from atm.health import Health
+from atm.metrics import Metrics
+from atm.store import Store
+
+BODY_PATIENCE = 10
+"""Seconds within which a body has to arrive."""
+
+RETRY_AFTER = "1"
+"""Seconds after which a client should try again when the store is away."""
+
+logger = logging.getLogger("atm.api")
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes work with. ``cancel_patience``: seconds that a cancel waits for the executor to end."""
+
+    store: Store
+    coordinator: Coordinator
+    metrics: Metrics
+    health: Health
+    waiters: Waiters
+    cancel_patience: float
+
+
+def build_app(services: Services) -> QuartTrio:
+    """The application, to be served by ``atm.api.server``."""
+    app = QuartTrio("atm", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BATCH
+    app.config["BODY_TIMEOUT"] = BODY_PATIENCE
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    for resource in (tasks, overview, task_types, health):
+        resource.add_routes(app, services)
+    app.register_error_handler(ApiError, _api_error)
+    app.register_error_handler(StoreUnavailable, _store_away)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _bug)
+    return app
+
+
+async def _api_error(error: ApiError) -> Response:
+    return answer.failure(error)
+
+
+async def _store_away(error: StoreUnavailable) -> Response:
+    logger.error("request refused: %s", error)
+    headers = {"Retry-After": RETRY_AFTER}
+    return answer.failure(ApiError(answer.STORE_AWAY, "the store is unavailable; try again", headers=headers))
+
+
+_HTTP_CODES = {
+    400: answer.BAD_REQUEST,
+    404: answer.NO_ROUTE,
+    405: answer.BAD_METHOD,
+    408: answer.BODY_TIMEOUT,
+    413: answer.TOO_LARGE,
+}
+
+
+async def _http_error(error: HTTPException) -> Response:
+    status = error.code or 500
+    headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Location")}
+    code = _HTTP_CODES.get(status, status * 100)
+    return answer.failure(ApiError(code, HTTPStatus(status).phrase.lower(), headers=headers))
+
+
+async def _bug(error: Exception) -> Response:
+    incident = uuid.uuid4().hex
+    logger.exception("request failed", exc_info=error, extra={"incident": incident})
+    return answer.failure(ApiError(answer.INTERNAL, f"internal error {incident}; the log has more"))
+
+
+Route = Callable[..., Awaitable[Response]]

@@ -1,0 +1,279 @@
+"""Bodies: bytes into checked values. Whatever is wrong is a 4xx that says where.
+
+A payload is stored as it was written, so its text is cut out of the body; the decoded form serves the checks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import msgspec
+from quart import request
+
+from atm.api.answer import BAD_JSON, BAD_MEDIA_TYPE, TOO_LARGE, ApiError, invalid
+from atm.store import NewTask
+from atm.task import new_task_id
+
+MAX_TASK = 1024 * 1024
+MAX_BATCH = 16 * 1024 * 1024
+"""Bytes."""
+
+MAX_BATCH_TASKS = 1000
+MAX_DEPTH = 64
+"""Levels of a payload, itself included."""
+
+MAX_TIMEOUT = 604_800
+MAX_DELAY = 31_536_000
+"""Seconds."""
+
+MAX_RETRY = 100
+MAX_KEY = 255
+"""Bytes of an idempotency key."""
+
+TASK_TYPE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+
+Problems = list[tuple[str, str]]
+
+
+class _Payload(msgspec.Struct):
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Tasks(msgspec.Struct):
+    tasks: list[msgspec.Raw]
+
+
+_cut_payload = msgspec.json.Decoder(_Payload).decode
+_cut_tasks = msgspec.json.Decoder(_Tasks).decode
+
+
+class _DuplicateKeyError(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _DuplicateKeyError(f"key {twice!r} is given twice")
+    return made
+
+
+def _constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {text[:32]} is too large")
+    return value
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float).decode
+
+
+async def read_json(limit: int) -> tuple[bytes, dict[str, Any]]:
+    """The request's body, as bytes and decoded. Raises ApiError: 400, 413 or 415."""
+    if request.mimetype != "application/json":
+        raise ApiError(BAD_MEDIA_TYPE, "the body must be application/json")
+    if (request.content_length or 0) > limit:
+        raise _too_large("the body", limit)
+    body: bytes = await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    if len(body) > limit:
+        raise _too_large("the body", limit)
+    return body, decode_object(body)
+
+
+def _too_large(what: str, limit: int) -> ApiError:
+    return ApiError(TOO_LARGE, f"{what} is larger than {limit} bytes")
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """Strict JSON: UTF-8, one object, no duplicate keys, no NaN, no lone surrogates."""
+    try:
+        text = body.decode("utf-8")
+        value = _decode(text)
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except _DuplicateKeyError as error:
+        raise ApiError(BAD_JSON, f"the body is not acceptable JSON: {error}") from None
+    except UnicodeEncodeError:
+        raise ApiError(BAD_JSON, "the body is not acceptable JSON: a lone surrogate") from None
+    except UnicodeDecodeError as error:
+        raise ApiError(BAD_JSON, f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise ApiError(BAD_JSON, f"the body is nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise ApiError(BAD_JSON, f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ApiError(BAD_JSON, "the body must be a JSON object")
+    return value
+
+
+def new_task(body: bytes, fields: dict[str, Any], header_key: str | None) -> NewTask:
+    """A create's body as a NewTask. Raises ApiError 422 with every field that is wrong."""
+    problems: Problems = []
+    if header_key is not None and fields.setdefault("idempotency_key", header_key) != header_key:
+        problems.append(("idempotency_key", "differs from the Idempotency-Key header"))
+    task = _task(body, fields, "", problems)
+    if task is None:
+        raise invalid(*problems)
+    return task
+
+
+def new_tasks(body: bytes, fields: dict[str, Any]) -> list[NewTask]:
+    """A batch's body as NewTasks. Raises ApiError: 413 or 422."""
+    problems: Problems = [(name, "unknown field") for name in fields if name != "tasks"]
+    items = fields.get("tasks")
+    if not isinstance(items, list):
+        problems.append(("tasks", "must be a list" if "tasks" in fields else "is required"))
+    elif not 1 <= len(items) <= MAX_BATCH_TASKS:
+        problems.append(("tasks", f"must hold 1 to {MAX_BATCH_TASKS} tasks, not {len(items)}"))
+    if problems:
+        raise invalid(*problems)
+    assert isinstance(items, list)
+    tasks = []
+    for index, (raw, item) in enumerate(zip(_cut_tasks(body).tasks, items, strict=True)):
+        where = f"tasks[{index}]"
+        if len(bytes(raw)) > MAX_TASK:
+            raise _too_large(where, MAX_TASK)
+        if not isinstance(item, dict):
+            problems.append((where, "must be an object"))
+            continue
+        task = _task(bytes(raw), item, where + ".", problems)
+        if task is not None:
+            tasks.append(task)
+        if len(problems) >= 100:
+            break
+    if problems:
+        raise invalid(*problems)
+    return tasks
+
+
+def _task(body: bytes, fields: dict[str, Any], prefix: str, problems: Problems) -> NewTask | None:
+    found: Problems = []
+    for name, value in fields.items():
+        check = _FIELDS.get(name)
+        reason = "unknown field" if check is None else check(value)
+        if reason:
+            found.append((prefix + name, reason))
+    if "task_type" not in fields:
+        found.append((prefix + "task_type", "is required"))
+    if "delay" in fields and "scheduled_at" in fields:
+        found.append((prefix + "scheduled_at", "cannot be given together with delay"))
+    payload = "{}"
+    if "payload" in fields and not found:
+        payload = bytes(_cut_payload(body).payload).decode()
+        # Only a payload with that many brackets can be that deep.
+        if payload.count("{") + payload.count("[") > MAX_DEPTH and _depth(fields["payload"]) > MAX_DEPTH:
+            found.append((prefix + "payload", f"is nested deeper than {MAX_DEPTH} levels"))
+    if found:
+        problems.extend(found)
+        return None
+    scheduled_at = fields.get("scheduled_at")
+    return NewTask(
+        task_id=new_task_id(),
+        task_type=fields["task_type"],
+        payload_json=payload,
+        priority=fields.get("priority", 0),
+        timeout=fields.get("timeout"),
+        max_retry=fields.get("max_retry"),
+        delay=fields.get("delay"),
+        scheduled_ms=None if scheduled_at is None else milliseconds(scheduled_at),
+        idempotency_key=fields.get("idempotency_key"),
+    )
+
+
+def _depth(value: Any) -> int:
+    deepest = 0
+    todo = [(value, 1)]
+    while todo:
+        item, level = todo.pop()
+        if isinstance(item, dict):
+            item = list(item.values())
+        if isinstance(item, list):
+            deepest = max(deepest, level)
+            todo += [(inner, level + 1) for inner in item]
+    return deepest
+
+
+def task_type_reason(value: Any) -> str | None:
+    if isinstance(value, str) and TASK_TYPE.fullmatch(value):
+        return None
+    return "must be 1 to 128 letters, digits or any of _ . : -"
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def integer(low: int, high: int) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        return None if _is_int(value) and low <= value <= high else f"must be an integer from {low} to {high}"
+
+    return check
+
+
+def seconds(low: float, high: float, *, above: bool = False) -> Callable[[Any], str | None]:
+    """A number of seconds from (``above``: greater than) low to high."""
+    text = f"must be a number {f'greater than {low:g} and at most' if above else f'from {low:g} to'} {high:,g}"
+
+    def check(value: Any) -> str | None:
+        fits = (_is_int(value) or isinstance(value, float)) and low <= value <= high
+        return None if fits and not (above and value == low) else text
+
+    return check
+
+
+def _payload_reason(value: Any) -> str | None:
+    return None if isinstance(value, dict) else "must be an object"
+
+
+def _priority_reason(value: Any) -> str | None:
+    return None if _is_int(value) and value in (1, 0, -1) else "must be 1 (high), 0 (normal) or -1 (low)"
+
+
+def key_reason(value: Any) -> str | None:
+    if isinstance(value, str) and 1 <= len(value.encode()) <= MAX_KEY and not _CONTROL.search(value):
+        return None
+    return f"must be a text of 1 to {MAX_KEY} bytes without control characters"
+
+
+def time_reason(value: Any) -> str | None:
+    return None if isinstance(value, str) and milliseconds(value) is not None else _TIME_TEXT
+
+
+_TIME_TEXT = "must be a time with zone, as in 2026-01-31T10:00:00Z (RFC 3339)"
+
+
+def milliseconds(text: str) -> int | None:
+    """Milliseconds since 1970 of an RFC 3339 time, None when it is none."""
+    if not _RFC3339.fullmatch(text):
+        return None
+    try:
+        moment = datetime.fromisoformat(text.upper().replace(" ", "T"))
+        return round(moment.astimezone(UTC).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        return None
+
+
+_FIELDS: dict[str, Callable[[Any], str | None]] = {
+    "task_type": task_type_reason,
+    "priority": _priority_reason,
+    "payload": _payload_reason,
+    "timeout": seconds(0, MAX_TIMEOUT, above=True),
+    "max_retry": integer(0, MAX_RETRY),
+    "delay": seconds(0, MAX_DELAY),
+    "scheduled_at": time_reason,
+    "idempotency_key": key_reason,
+}

@@ -1,0 +1,35 @@
+"""/livez and /readyz: alive is who answers; ready is who should get requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from quart import Response
+from quart_trio import QuartTrio
+
+from atm.api.answer import ApiError, success
+from atm.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from atm.api.app import Services
+
+NOT_READY = 50302
+
+
+def add_routes(app: QuartTrio, services: Services) -> None:
+    health, store = services.health, services.store
+
+    async def livez() -> Response:
+        return success({"status": "alive"})
+
+    async def readyz() -> Response:
+        if health.draining or not health.started:
+            raise ApiError(NOT_READY, "draining" if health.draining else "starting")
+        try:
+            await store.ping()
+        except StoreUnavailable as error:
+            raise ApiError(NOT_READY, str(error)) from None
+        return success({"status": "ready"})
+
+    app.add_url_rule("/livez", "livez", livez, methods=["GET"])
+    app.add_url_rule("/readyz", "readyz", readyz, methods=["GET"])

@@ -1,0 +1,104 @@
+"""Query parameters: checked like bodies, unknown ones refused."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import NoReturn
+
+from quart import request
+
+from atm.api.answer import invalid
+from atm.api.body import milliseconds, task_type_reason, time_reason
+from atm.store import TaskFilter
+from atm.task import Status
+
+MAX_WAIT = 300
+MAX_PAGE = 500
+DEFAULT_PAGE = 50
+
+_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_WORKER_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def arguments(*known: str) -> dict[str, str]:
+    """The query's parameters. Raises ApiError 422 for an unknown or repeated one."""
+    found: dict[str, str] = {}
+    for name, values in request.args.lists():
+        if name not in known:
+            raise invalid((name, f"unknown query parameter; known are {', '.join(known)}" if known else "unknown"))
+        if len(values) > 1:
+            raise invalid((name, "is given twice"))
+        found[name] = values[0]
+    return found
+
+
+def wait_seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text) or float(text) > MAX_WAIT:
+        raise invalid(("wait", f"must be a number of seconds from 0 to {MAX_WAIT}"))
+    return float(text)
+
+
+def page_size(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_PAGE
+    if not re.fullmatch(r"[0-9]{1,3}", text) or not 1 <= int(text) <= MAX_PAGE:
+        raise invalid(("limit", f"must be an integer from 1 to {MAX_PAGE}"))
+    return int(text)
+
+
+def cursor_of(task_id: str) -> str:
+    """What stands for "go on after this task"; opaque to callers."""
+    return base64.urlsafe_b64encode(task_id.encode()).decode().rstrip("=")
+
+
+def after_cursor(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        task_id = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        _bad_cursor()
+    if not _TASK_ID.fullmatch(task_id):
+        _bad_cursor()
+    return task_id
+
+
+def _bad_cursor() -> NoReturn:
+    raise invalid(("cursor", "is none that a former answer gave"))
+
+
+def is_task_id(text: str) -> bool:
+    """Whether it can be the id of a task; anything else needs no look at the store."""
+    return _TASK_ID.fullmatch(text) is not None
+
+
+def task_filter(found: dict[str, str]) -> TaskFilter:
+    problems: list[tuple[str, str]] = []
+    status, task_type, worker_id = found.get("status"), found.get("task_type"), found.get("worker_id")
+    if status is not None and status not in Status.__members__:
+        problems.append(("status", f"must be one of {', '.join(Status)}"))
+    if task_type is not None and (reason := task_type_reason(task_type)):
+        problems.append(("task_type", reason))
+    if worker_id is not None and not _WORKER_ID.fullmatch(worker_id):
+        problems.append(("worker_id", "must be 1 to 64 letters, digits or any of _ . -"))
+    times: dict[str, int | None] = {}
+    for name in ("created_after", "created_before"):
+        # A plus that was not escaped arrives as a blank.
+        text = found.get(name, "").replace(" ", "+") if name in found else None
+        if text is not None and (reason := time_reason(text)):
+            problems.append((name, reason))
+        times[name] = milliseconds(text) if text is not None else None
+    if problems:
+        raise invalid(*problems)
+    return TaskFilter(
+        status=None if status is None else Status(status),
+        task_type=task_type,
+        worker_id=worker_id,
+        created_after=times["created_after"],
+        created_before=times["created_before"],
+    )

@@ -1,0 +1,176 @@
+"""/api/v1/tasks: create, get, list, cancel, retry, logs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from atm.api import body, query, views
+from atm.api.answer import BAD_STATE, KEY_CONFLICT, NO_TASK, ApiError, invalid, success
+from atm.coordinator import CancelRequest, Hint, TaskEvent
+from atm.errors import IdempotencyConflict
+from atm.store import CancelState, Created, NewTask
+from atm.task import Status, Task, TaskType
+
+if TYPE_CHECKING:
+    from atm.api.app import Services
+
+PREFIX = "/api/v1/tasks"
+
+
+def add_routes(app: QuartTrio, services: Services) -> None:
+    routes = TaskRoutes(services)
+    app.add_url_rule(PREFIX, "create", routes.create, methods=["POST"])
+    app.add_url_rule(f"{PREFIX}/batch", "create_batch", routes.create_batch, methods=["POST"])
+    app.add_url_rule(PREFIX, "find", routes.find, methods=["GET"])
+    app.add_url_rule(f"{PREFIX}/<task_id>", "get", routes.get, methods=["GET"])
+    app.add_url_rule(f"{PREFIX}/<task_id>/cancel", "cancel", routes.cancel, methods=["POST"])
+    app.add_url_rule(f"{PREFIX}/<task_id>/retry", "retry", routes.retry, methods=["POST"])
+    app.add_url_rule(f"{PREFIX}/<task_id>/logs", "logs", routes.logs, methods=["GET"])
+
+
+class TaskRoutes:
+    def __init__(self, services: Services) -> None:
+        self._store = services.store
+        self._coordinator = services.coordinator
+        self._metrics = services.metrics
+        self._waiters = services.waiters
+        self._cancel_patience = services.cancel_patience
+
+    async def create(self) -> Response:
+        query.arguments()
+        content, fields = await body.read_json(body.MAX_TASK)
+        header_key = request.headers.get("Idempotency-Key")
+        if header_key is not None and (reason := body.key_reason(header_key)):
+            raise invalid(("Idempotency-Key", reason))
+        task = body.new_task(content, fields, header_key)
+        (created,) = await self._create([task], "")
+        location = {"Location": f"{PREFIX}/{created.task_id}"}
+        return success({"task_id": created.task_id}, status=200 if created.replayed else 201, headers=location)
+
+    async def create_batch(self) -> Response:
+        query.arguments()
+        content, fields = await body.read_json(body.MAX_BATCH)
+        if "Idempotency-Key" in request.headers:
+            raise invalid(("Idempotency-Key", "is for single tasks; give each task of a batch its own key"))
+        tasks = body.new_tasks(content, fields)
+        created = await self._create(tasks, "tasks[{}].")
+        status = 200 if all(receipt.replayed for receipt in created) else 201
+        return success({"task_ids": [receipt.task_id for receipt in created]}, status=status)
+
+    async def _create(self, tasks: Sequence[NewTask], where: str) -> list[Created]:
+        try:
+            created = await self._store.create(tasks)
+        except IdempotencyConflict as conflict:
+            field = where.format(conflict.index) + "idempotency_key"
+            raise ApiError(KEY_CONFLICT, str(conflict), [(field, str(conflict))]) from None
+        fresh = [(t, r) for t, r in zip(tasks, created, strict=True) if not r.replayed]
+        await self._coordinator.push([Hint(r.task_id, t.task_type, t.priority, r.due_in) for t, r in fresh])
+        for task_type, count in Counter(task.task_type for task, _ in fresh).items():
+            self._metrics.created(task_type, count)
+        return created
+
+    async def get(self, task_id: str) -> Response:
+        wait = query.wait_seconds(query.arguments("wait").get("wait"))
+        _check_id(task_id)
+        if wait is None:
+            task = await self._store.get(task_id)
+        else:
+            task = await self._waiters.ended(task_id, wait)
+        if task is None:
+            raise _no_task(task_id)
+        view = views.task(task)
+        if task.status is Status.PENDING:
+            view["pending_reason"] = await self._pending_reason(task)
+        return success(view)
+
+    async def _pending_reason(self, task: Task) -> str:
+        """Why it waits: the first of the reasons that holds."""
+        if await self._store.is_early(task.due_ms):
+            return "scheduled" if task.retry_count == 0 else "retry_delay"
+        settings = (await self._store.task_types()).get(task.task_type) or TaskType(task_type=task.task_type)
+        if not settings.enabled:
+            return "type_disabled"
+        workers = [w for w in self._coordinator.workers() if task.task_type in w.task_types]
+        if not workers:
+            return "no_worker"
+        if settings.max_concurrent is not None:
+            running = await self._store.running(task.task_type)
+            if running >= settings.max_concurrent:
+                return "type_at_cap"
+        return "no_free_slot" if all(w.draining or w.load >= w.capacity for w in workers) else "queued"
+
+    async def find(self) -> Response:
+        found = query.arguments(
+            "status", "task_type", "worker_id", "created_after", "created_before", "cursor", "limit"
+        )
+        limit = query.page_size(found.get("limit"))
+        before = query.after_cursor(found.get("cursor"))
+        page = await self._store.find(query.task_filter(found), before, limit + 1)
+        more = len(page) > limit
+        data: dict[str, Any] = {
+            "tasks": [views.task(task) for task in page[:limit]],
+            "next_cursor": query.cursor_of(page[limit - 1].task_id) if more else None,
+        }
+        return success(data)
+
+    async def cancel(self, task_id: str) -> Response:
+        query.arguments()
+        _check_id(task_id)
+        began = trio.current_time()
+        (verdict,) = await self._store.cancel([task_id])
+        if verdict.state is CancelState.UNKNOWN:
+            raise _no_task(task_id)
+        if verdict.state is CancelState.REQUESTED:
+            assert verdict.worker_id is not None
+            request_ = CancelRequest(task_id, verdict.attempt)
+            await self._coordinator.request_cancel(verdict.worker_id, request_)
+            task = await self._waiters.ended(task_id, self._cancel_patience)
+            if task is None:
+                raise _no_task(task_id)
+            if not task.is_terminal:
+                return success(status=202, message="Cancellation requested")
+            status: Status | None = task.status
+            self._metrics.cancel_latency.observe(trio.current_time() - began)
+        else:
+            status = verdict.status
+            if verdict.changed:
+                await self._coordinator.publish([TaskEvent(task_id, Status.CANCELLED)])
+        if status is not Status.CANCELLED:
+            raise ApiError(BAD_STATE, f"the task is {status} and cannot be cancelled")
+        return success(message="Task cancelled successfully")
+
+    async def retry(self, task_id: str) -> Response:
+        query.arguments()
+        _check_id(task_id)
+        (verdict,) = await self._store.reopen([task_id])
+        task = verdict.task
+        if task is None:
+            raise _no_task(task_id)
+        if not verdict.changed:
+            reason = f"the task is {task.status}; only FAILED, TIMEOUT and CANCELLED ones can be retried"
+            raise ApiError(BAD_STATE, reason)
+        await self._coordinator.push([Hint(task.task_id, task.task_type, task.priority)])
+        return success(views.task(task), message="Task will run again")
+
+    async def logs(self, task_id: str) -> Response:
+        query.arguments()
+        _check_id(task_id)
+        rows = await self._store.logs(task_id)
+        if rows is None:
+            raise _no_task(task_id)
+        return success([views.log_row(row) for row in rows])
+
+
+def _check_id(task_id: str) -> None:
+    if not query.is_task_id(task_id):
+        raise _no_task(task_id)
+
+
+def _no_task(task_id: str) -> ApiError:
+    return ApiError(NO_TASK, f"no task {task_id[:64]}")

@@ -1,0 +1,78 @@
+"""The command line. ``serve`` runs a node; it is what ``python -m atm`` does."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import click
+import trio
+
+from atm import config as configuration
+from atm.errors import AtmError, ConfigError, StoreDamaged
+from atm.node import Node
+
+EXIT_UNAVAILABLE = 69
+EXIT_DAMAGED = 74
+EXIT_CONFIG = 78
+"""sysexits.h: what is needed is not to be had (port, file, lock); the data is damaged; the settings are wrong."""
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="async-task-manager", prog_name="atm")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """atm runs asynchronous tasks: durable, cancellable, on Trio."""
+    if context.invoked_subcommand is None:
+        context.invoke(serve)
+
+
+@main.command()
+@click.option("--config", "config_path", type=click.Path(), help="The config file (default ./config.yaml).")
+@click.option("--host", help="Address of the API.")
+@click.option("--port", type=int, help="Port of the API.")
+@click.option("--metrics-port", type=int, help="Port of the metrics.")
+@click.option("--data", help="The embedded store's file.")
+@click.option("--capacity", type=int, help="Tasks that run at a time.")
+@click.option("--log-level", help="debug, info, warning or error.")
+def serve(
+    config_path: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    metrics_port: int | None = None,
+    data: str | None = None,
+    capacity: int | None = None,
+    log_level: str | None = None,
+) -> None:
+    """Run a node."""
+    flags = {
+        "server.host": host,
+        "server.port": port,
+        "metrics.port": metrics_port,
+        "database.path": data,
+        "worker.capacity": capacity,
+        "log.level": log_level,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    try:
+        node = Node(configuration.load(config_path, flags=given))
+        trio.run(partial(node.run, task_status=_Announcement(node)))
+    except AtmError as error:
+        sys.exit(_report(error))
+
+
+class _Announcement(trio.TaskStatus[None]):
+    """Prints the banner when the node says that it has started."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def started(self, value: None = None) -> None:
+        click.echo(self._node.banner())
+
+
+def _report(error: AtmError) -> int:
+    click.echo(f"atm: {error}", err=True)
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    return EXIT_DAMAGED if isinstance(error, StoreDamaged) else EXIT_UNAVAILABLE

@@ -1,0 +1,289 @@
+"""The coordinator of a single node: everything in memory, always leader.
+
+Waiting hints stand in one line per priority and type, so that a type which cannot run now is stepped over
+at no cost. The order between types is kept by a running number.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import trio
+from msgspec.structs import replace
+
+from atm.coordinator import Balance, CancelRequest, Hint, QueueInfo, TaskEvent, WorkerInfo
+from atm.flag import Flag
+from atm.task import QUEUES
+
+MAX_HINTS = 1_000_000
+"""Hints held at the most (some 200 bytes each); what is pushed beyond comes back by the sweep."""
+
+
+MAX_CREDIT = 1000
+"""Room remembered for a type that is not blocked; too much of it costs a refused claim, no more."""
+
+
+class _Waiting(NamedTuple):
+    number: int
+    since: float
+    hint: Hint
+
+
+class _Desk:
+    """A worker's place: what was handed to it, what it took and has not settled yet."""
+
+    def __init__(self, info: WorkerInfo) -> None:
+        self.info = info
+        self.handed: list[Hint] = []
+        self.taken: dict[str, Hint] = {}
+        self.arrived = Flag()
+
+    @property
+    def busy(self) -> int:
+        return self.info.load + len(self.handed) + len(self.taken)
+
+    @property
+    def free(self) -> int:
+        return 0 if self.info.draining else max(0, self.info.capacity - self.busy)
+
+
+class LocalCoordinator:
+    """Implements ``atm.coordinator.Coordinator`` for one process."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, dict[str, deque[_Waiting]]] = {priority: {} for priority in QUEUES}
+        self._delayed: list[tuple[float, int, Hint]] = []
+        self._known: set[str] = set()
+        self._number = 0
+        self._desks: dict[str, _Desk] = {}
+        self._room: dict[str, int] = {}
+        self._credit: dict[str, int] = {}
+        self._changed = Flag()
+        self._leader: str | None = None
+        self._event_listeners: list[Callable[[Sequence[TaskEvent]], None]] = []
+        self._cancel_listeners: dict[str, Callable[[CancelRequest], None]] = {}
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def lead(self, candidate: str, duties: Callable[[], Awaitable[None]]) -> None:
+        self._leader = candidate
+        try:
+            await duties()
+        finally:
+            self._leader = None
+
+    def leader(self) -> str | None:
+        return self._leader
+
+    # queues
+
+    async def push(self, hints: Sequence[Hint]) -> None:
+        now = trio.current_time()
+        for hint in hints:
+            if hint.task_id in self._known or len(self._known) >= MAX_HINTS:
+                continue
+            self._known.add(hint.task_id)
+            self._number += 1
+            if hint.delay > 0:
+                heapq.heappush(self._delayed, (now + hint.delay, self._number, hint))
+            else:
+                self._line(hint).append(_Waiting(self._number, now, hint))
+        self._changed.set()
+
+    def _line(self, hint: Hint) -> deque[_Waiting]:
+        lines = self._lines[hint.priority]
+        line = lines.get(hint.task_type)
+        if line is None:
+            line = lines[hint.task_type] = deque()
+        return line
+
+    def queues(self) -> list[QueueInfo]:
+        now = trio.current_time()
+        runnable = self._runnable_types()
+        found = []
+        for priority, name in QUEUES.items():
+            lines = self._lines[priority]
+            oldest = min((line[0].since for line in lines.values()), default=now)
+            parked = sum(len(line) for name, line in lines.items() if name not in runnable)
+            length = sum(map(len, lines.values()))
+            found.append(QueueInfo(name=name, length=length, parked=parked, oldest_age=now - oldest))
+        return found
+
+    def _runnable_types(self) -> set[str]:
+        supported = {name for desk in self._desks.values() for name in desk.info.task_types}
+        return {name for name in supported if self._room.get(name, 1) > 0}
+
+    def delayed(self) -> int:
+        return len(self._delayed)
+
+    async def changed(self) -> None:
+        next_due = self._delayed[0][0] if self._delayed else math.inf
+        with trio.CancelScope(deadline=next_due):
+            await self._changed.wait()
+
+    async def dispatch(self, balance: Balance, limit: int) -> int:
+        self._promote()
+        open_desks = [desk for desk in self._desks.values() if desk.free]
+        left = limit
+        for priority in QUEUES:
+            left = self._dispatch_priority(self._lines[priority], open_desks, balance, left)
+        return limit - left
+
+    def _promote(self) -> None:
+        """Move delayed hints whose time has come into their queues."""
+        now = trio.current_time()
+        while self._delayed and self._delayed[0][0] <= now:
+            due, number, hint = heapq.heappop(self._delayed)
+            self._line(hint).append(_Waiting(number, due, hint))
+
+    def _dispatch_priority(
+        self, lines: dict[str, deque[_Waiting]], desks: list[_Desk], balance: Balance, left: int
+    ) -> int:
+        able = {
+            name: [desk for desk in desks if name in desk.info.task_types]
+            for name in lines
+            if self._room.get(name, 1) > 0
+        }
+        heads = [(lines[name][0].number, name) for name, candidates in able.items() if candidates]
+        heapq.heapify(heads)
+        while heads and left:
+            _, name = heapq.heappop(heads)
+            candidates = [desk for desk in able[name] if desk.free]
+            if not candidates:
+                continue
+            line = lines[name]
+            # With no other type to take turns with, a whole run of the line goes at once.
+            turns = 1 if heads or len(candidates) > 1 else min(left, candidates[0].free, len(line))
+            turns = min(turns, self._room.get(name, turns))
+            for _ in range(turns):
+                hint = line.popleft().hint
+                _choose(balance, hint, candidates).handed.append(hint)
+            left -= turns
+            if name in self._room:
+                self._room[name] -= turns
+            for desk in candidates:
+                if desk.handed:
+                    desk.arrived.set()
+            if not line:
+                del lines[name]
+            elif self._room.get(name, 1) > 0:
+                heapq.heappush(heads, (line[0].number, name))
+        return left
+
+    # workers
+
+    async def register(self, worker: WorkerInfo) -> None:
+        desk = self._desks.get(worker.id)
+        if desk is None:
+            self._desks[worker.id] = _Desk(worker)
+        else:
+            desk.info = worker
+        self._changed.set()
+
+    async def unregister(self, worker_id: str) -> None:
+        desk = self._desks.pop(worker_id, None)
+        if desk is not None:
+            self._put_back([*desk.taken.values(), *desk.handed])
+
+    def _put_back(self, hints: Iterable[Hint]) -> None:
+        """To the heads of their lines, in the order given."""
+        now = trio.current_time()
+        for back, hint in enumerate(reversed(list(hints))):
+            line = self._line(hint)
+            first = line[0].number if line else self._number + 1
+            line.appendleft(_Waiting(first - 1, line[0].since if line else now - back * 1e-9, hint))
+        self._changed.set()
+
+    def workers(self) -> list[WorkerInfo]:
+        return [desk.info for desk in self._desks.values()]
+
+    async def take(self, worker_id: str) -> list[Hint]:
+        desk = self._desks[worker_id]
+        while True:
+            await desk.arrived.wait()
+            if desk.handed:
+                hints, desk.handed = desk.handed, []
+                desk.taken |= {hint.task_id: hint for hint in hints}
+                return hints
+
+    async def settle(self, worker_id: str, hints: Sequence[Hint], load: int) -> None:
+        desk = self._desks.get(worker_id)
+        if desk is None:
+            return
+        for hint in hints:
+            desk.taken.pop(hint.task_id, None)
+            self._known.discard(hint.task_id)
+        desk.info = replace(desk.info, load=load)
+        self._changed.set()
+
+    async def block(self, worker_id: str, hints: Sequence[Hint]) -> None:
+        desk = self._desks.get(worker_id)
+        if desk is not None:
+            for hint in hints:
+                desk.taken.pop(hint.task_id, None)
+        for task_type in {hint.task_type for hint in hints}:
+            # Room that was made while the claim was under way.
+            self._room[task_type] = self._credit.pop(task_type, 0)
+        self._put_back(hints)
+
+    async def unblock(self, task_type: str, room: int | None) -> None:
+        if room is None:
+            self._room.pop(task_type, None)
+            self._credit.pop(task_type, None)
+        elif task_type in self._room:
+            self._room[task_type] += room
+        else:
+            self._credit[task_type] = min(self._credit.get(task_type, 0) + room, MAX_CREDIT)
+        self._changed.set()
+
+    # messages
+
+    async def request_cancel(self, worker_id: str, request: CancelRequest) -> None:
+        deliver = self._cancel_listeners.get(worker_id)
+        if deliver is not None:
+            deliver(request)
+
+    async def listen_cancels(
+        self,
+        worker_id: str,
+        deliver: Callable[[CancelRequest], None],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        self._cancel_listeners[worker_id] = deliver
+        try:
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            del self._cancel_listeners[worker_id]
+
+    async def publish(self, events: Sequence[TaskEvent]) -> None:
+        for deliver in self._event_listeners:
+            deliver(events)
+
+    async def listen_events(
+        self,
+        deliver: Callable[[Sequence[TaskEvent]], None],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        self._event_listeners.append(deliver)
+        try:
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            self._event_listeners.remove(deliver)
+
+
+def _choose(balance: Balance, hint: Hint, desks: list[_Desk]) -> _Desk:
+    if len(desks) == 1:
+        return desks[0]
+    by_id = {desk.info.id: desk for desk in desks}
+    chosen = balance.choose(hint, [replace(desk.info, load=desk.busy) for desk in desks])
+    return by_id[chosen.id]

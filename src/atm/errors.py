@@ -1,0 +1,81 @@
+"""Every error the product raises on purpose.
+
+AtmError
+├── ConfigError            a setting is wrong; names the key
+├── StartError             the node cannot start here: busy port, locked or damaged file
+├── StoreError
+│   ├── StoreUnavailable   an outage: nothing was decided, try again later
+│   └── StoreDamaged       the data cannot be trusted; the node stops
+└── IdempotencyConflict    the key belongs to a task with another type or payload
+
+NonRetryable               raised by executors: fail now, whatever retries are left
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
+
+
+class AtmError(Exception):
+    """Base of the errors above."""
+
+
+class ConfigError(AtmError):
+    """A setting is wrong.
+
+    Args:
+        key: the dotted key, as in ``server.port``; empty when the whole file is at fault.
+        reason: what is wrong with it, in one line.
+    """
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}" if key else reason)
+        self.key = key
+        self.reason = reason
+
+
+class StartError(AtmError):
+    """The node cannot start here; the message is one line for the operator."""
+
+
+class StoreError(AtmError):
+    """Base of the store's errors."""
+
+
+class StoreUnavailable(StoreError):
+    """The store is away or full. Nothing was written; the call may be repeated."""
+
+
+class StoreDamaged(StoreError):
+    """The stored data is damaged. The node stops rather than write on."""
+
+
+class IdempotencyConflict(AtmError):
+    """The idempotency key already belongs to a task with another type or payload.
+
+    Args:
+        index: position of the offending task in the call.
+        task_id: the task that owns the key.
+    """
+
+    def __init__(self, index: int, task_id: str) -> None:
+        super().__init__(f"the idempotency key belongs to task {task_id}, which has another type or payload")
+        self.index = index
+        self.task_id = task_id
+
+
+class NonRetryable(Exception):
+    """Raised by an executor: the task is FAILED at once, whatever retries are left."""
+
+
+def leaf_of(error: BaseException, kind: type[E]) -> E | None:
+    """The first error of this kind in a (nested) group, or the error itself; None when there is none."""
+    if isinstance(error, kind):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            if (found := leaf_of(inner, kind)) is not None:
+                return found
+    return None

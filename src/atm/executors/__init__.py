@@ -1,0 +1,1 @@
+"""How a task's work is carried out: the shipped executors, and the loading of the user's."""

@@ -1,0 +1,103 @@
+"""Find the executors: shipped, by the ``atm.executors`` entry point, by the config."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from atm.config import ExecutorSpec
+from atm.errors import ConfigError
+from atm.executor import Executor, Registry, marked_executor
+from atm.executors import trial
+from atm.executors.email import EmailExecutor
+
+ENTRY_POINT_GROUP = "atm.executors"
+
+
+def load_shipped(registry: Registry) -> None:
+    """Register what needs no configuration."""
+    for executor in (EmailExecutor(), trial.echo, trial.sleep):
+        registry.register(executor, shipped=True)
+
+
+def load_entry_points(registry: Registry) -> None:
+    """Register what installed packages offer under ``atm.executors``. Raises ConfigError."""
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        where = f"entry point {entry.name} = {entry.value}"
+        try:
+            found = entry.load()
+        except Exception as error:
+            raise ConfigError(where, f"cannot be loaded: {_reason(error)}") from error
+        _register(registry, found, {}, where)
+
+
+def load_configured(registry: Registry, specs: Iterable[str | ExecutorSpec]) -> None:
+    """Register the entries of ``executors``. The current folder is importable. Raises ConfigError."""
+    for index, spec in enumerate(specs):
+        where = f"executors[{index}]"
+        entry = ExecutorSpec(use=spec) if isinstance(spec, str) else spec
+        module_name, _, name = entry.use.partition(":")
+        found: Any = _import(module_name, where)
+        if name:
+            try:
+                found = getattr(found, name)
+            except AttributeError:
+                raise ConfigError(where, f"module {module_name} has no {name}") from None
+        _register(registry, found, entry.config, where)
+
+
+def _import(name: str, where: str) -> ModuleType:
+    folder = os.getcwd()
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name == name:
+            raise ConfigError(where, f"no module {name} (looked in {folder} and the installed ones)") from None
+        raise ConfigError(where, f"module {name} cannot be imported: {_reason(error)}") from error
+    except Exception as error:
+        raise ConfigError(where, f"module {name} cannot be imported: {_reason(error)}") from error
+
+
+def _register(registry: Registry, found: Any, config: dict[str, Any], where: str) -> None:
+    try:
+        for executor in _build(found, config, where):
+            registry.register(executor)
+    except ConfigError as error:
+        if error.key.startswith(where):
+            raise
+        inner = f".config.{error.key}" if error.key in config else ""
+        raise ConfigError(where + inner, error.reason if inner else str(error)) from None
+
+
+def _build(found: Any, config: dict[str, Any], where: str) -> list[Executor]:
+    if isinstance(found, ModuleType):
+        if config:
+            raise ConfigError(f"{where}.config", "a module takes no config; name a class: module:Class")
+        marked = [marked_executor(value) for value in vars(found).values()]
+        executors = [executor for executor in marked if executor is not None]
+        if not executors:
+            raise ConfigError(where, f"module {found.__name__} has nothing marked by @executes")
+        return executors
+    if inspect.isclass(found) and issubclass(found, Executor):
+        try:
+            return [found(**config)]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{where}.config", f"{found.__name__}: {error}") from None
+    marked_one = marked_executor(found)
+    if marked_one is not None:
+        if config:
+            raise ConfigError(f"{where}.config", "a function takes no config; use a class")
+        return [marked_one]
+    raise ConfigError(where, f"{found!r} is neither an Executor nor marked by @executes")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

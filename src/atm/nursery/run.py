@@ -1,0 +1,187 @@
+"""One attempt: its scope, its executor, how it ended. The only file that splits exception groups.
+
+Why an attempt ended is read from Trio itself: ``Cancelled.source`` and ``.reason``, also inside groups.
+
+    the scope caught the cancel    its deadline → TIMEOUT; explicit → CANCELLED
+    the cancel came from outside   shutdown or lease lost → released; it goes on to where it belongs
+    the scope caught nothing       the executor's own outcome counts: a success that won the race is a success
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import trio
+
+from atm.errors import NonRetryable
+from atm.executor import Context, Executor, TaskResult
+from atm.store import Outcome
+from atm.task import Status, Task, TaskType
+
+MAX_RESULT = 1024 * 1024
+"""Bytes of a result's JSON text."""
+
+MAX_ERROR = 4096
+MAX_DETAILS = 16384
+"""Characters of an error's message, and of its traceback in the log; the rest is cut."""
+
+USER_CANCEL = "cancelled"
+"""The reason given to a run's scope when a user cancels the task."""
+
+_encode_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+
+
+class Run:
+    """An attempt under way on this worker."""
+
+    __slots__ = ("context", "ended_at", "executor", "outcome", "scope", "settings", "started_at", "task")
+
+    def __init__(self, task: Task, settings: TaskType, executor: Executor) -> None:
+        self.task = task
+        self.settings = settings
+        self.executor = executor
+        self.started_at = trio.current_time()
+        self.ended_at: float | None = None
+        self.scope = trio.CancelScope(deadline=self.started_at + task.timeout)
+        self.context: Context
+        self.outcome: Outcome
+
+    @property
+    def seconds(self) -> float:
+        """How long the executor ran."""
+        return (trio.current_time() if self.ended_at is None else self.ended_at) - self.started_at
+
+    def cancel(self) -> None:
+        """A user cancels the task."""
+        self.scope.cancel(reason=USER_CANCEL)
+
+
+async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
+    """Carry out the attempt and hand its outcome to ``ended``. Only a cancel from outside comes out."""
+    error: BaseException | None = None
+    outside: BaseException | None = None
+    value: Any = None
+    try:
+        with run.scope:
+            try:
+                value = await run.executor.execute(run.context, run.task)
+            except BaseException as caught:
+                error = caught
+                raise
+    except BaseException as escaped:  # noqa: BLE001 - whatever user code raises, the worker lives
+        outside = _only_cancelled(escaped)
+    run.ended_at = trio.current_time()
+    if error is None:
+        run.outcome = _judge_value(run, value)
+    elif outside is not None:
+        run.outcome = _released(run, error)
+    else:
+        run.outcome = _judge_error(run, error)
+    ended(run)
+    if outside is not None:
+        raise outside
+
+
+def _only_cancelled(error: BaseException) -> BaseException | None:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[0]
+    return error if isinstance(error, trio.Cancelled) else None
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _judge_value(run: Run, value: Any) -> Outcome:
+    if isinstance(value, TaskResult):
+        if not value.success:
+            return _failure(run, Status.FAILED, "TaskFailed", value.error or "the executor reported a failure")
+        value = value.data
+    if value is None:
+        return _outcome(run, Status.SUCCESS, "Task succeeded", result_json="null")
+    try:
+        text = _encode_json(value)
+        size = len(text) if text.isascii() else len(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = f"the result is not JSON: {error}"
+        return _failure(run, Status.FAILED, "InvalidResult", reason, retryable=False)
+    if size > MAX_RESULT:
+        reason = f"the result is too large: {size} bytes, {MAX_RESULT} at most"
+        return _failure(run, Status.FAILED, "InvalidResult", reason, retryable=False)
+    return _outcome(run, Status.SUCCESS, "Task succeeded", result_json=text)
+
+
+def _judge_error(run: Run, error: BaseException) -> Outcome:
+    leaves = list(_leaves(error))
+    cancelled = next((leaf for leaf in leaves if isinstance(leaf, trio.Cancelled)), None)
+    failures = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
+    details = _details(error) if failures else None
+    if cancelled is None:
+        cause = next((leaf for leaf in leaves if isinstance(leaf, NonRetryable)), leaves[0])
+        retryable = not isinstance(cause, NonRetryable)
+        return _failure(run, Status.FAILED, type(cause).__name__, str(cause), details, retryable=retryable)
+    if cancelled.source == "deadline":
+        reason = f"no end within its timeout of {run.task.timeout:g} s"
+        return _failure(run, Status.TIMEOUT, "Timeout", reason, details)
+    return _outcome(run, Status.CANCELLED, "Task cancelled", details=details)
+
+
+def _released(run: Run, error: BaseException) -> Outcome:
+    reason = next((leaf.reason for leaf in _leaves(error) if isinstance(leaf, trio.Cancelled)), None)
+    return _outcome(run, Status.PENDING, f"Released by its worker: {reason or 'stopped'}")
+
+
+def _failure(
+    run: Run, status: Status, kind: str, message: str, details: str | None = None, *, retryable: bool = True
+) -> Outcome:
+    message = _printable(message or kind, MAX_ERROR)
+    again = retryable and run.task.retry_count < run.task.max_retry
+    return _outcome(
+        run,
+        status,
+        f"{kind}: {message}" if kind not in message else message,
+        error_json=_encode_json({"type": kind, "message": message, "retryable": retryable}),
+        details=details,
+        retry_in=run.settings.delay(run.task.retry_count) if again else None,
+    )
+
+
+def _outcome(
+    run: Run,
+    status: Status,
+    message: str,
+    *,
+    result_json: str | None = None,
+    error_json: str | None = None,
+    details: str | None = None,
+    retry_in: float | None = None,
+) -> Outcome:
+    return Outcome(
+        task_id=run.task.task_id,
+        attempt=run.task.attempt,
+        status=status,
+        message=message,
+        result_json=result_json,
+        error_json=error_json,
+        details=details,
+        progress_json=run.context.unsaved_progress,
+        retry_in=retry_in,
+    )
+
+
+def _details(error: BaseException) -> str:
+    return _printable("".join(traceback.format_exception(error)), MAX_DETAILS)
+
+
+def _printable(text: str, limit: int) -> str:
+    """Text that any store takes: no lone surrogates, no NUL, not endless; a cut text keeps its end."""
+    if len(text) > limit:
+        text = "…" + text[1 - limit :] if limit == MAX_DETAILS else text[: limit - 1] + "…"
+    return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")

@@ -1,0 +1,52 @@
+"""SIGTERM and SIGINT: the first asks the node to stop, a second ends the process at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import trio
+
+OVERTIME_EXIT = 70
+"""EX_SOFTWARE of sysexits.h: something blocked the loop beyond all deadlines."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: trio.Event, patience: float) -> Iterator[None]:
+    """Set ``stop`` at the first signal, end at the second.
+
+    ``patience``: seconds from the first signal after which the process ends even though its loop is blocked.
+    Python runs these handlers also while a task blocks the loop; only the main thread may set them, so
+    elsewhere this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    token = trio.lowlevel.current_trio_token()
+    asked = False
+
+    def ask(signum: int, _: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(128 + signum)
+        asked = True
+        signal.setitimer(signal.ITIMER_REAL, patience)
+        token.run_sync_soon(stop.set)
+
+    def overtime(_: int, __: FrameType | None) -> None:
+        os._exit(OVERTIME_EXIT)
+
+    before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, overtime)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)

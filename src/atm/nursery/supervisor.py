@@ -1,0 +1,193 @@
+"""READ THIS FIRST: the nested nurseries that are the node's life, and their order its death.
+
+    root                        store, coordinator, listeners, metrics, recorder       stop last of all
+    └─ front                    HTTP API: answers while runs finish
+       └─ right (scope)         the worker's lease: to lose it is to be cancelled
+          └─ runs               end when they are done, or at the end of the grace time
+             └─ intake          stops first
+                ├─ leadership ─ term: scanner, recovery, retention
+                └─ worker: takes ids, starts runs in ``runs``
+
+A service is an async function that runs until it is cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import trio
+
+from atm.coordinator import Balance, Coordinator
+from atm.errors import StoreUnavailable
+from atm.health import Health
+from atm.metrics import Metrics
+from atm.nursery import recovery, scanner
+from atm.nursery.heartbeat import beat
+from atm.nursery.worker import Worker
+from atm.store import Store
+
+SHUTDOWN = "shutdown"
+"""The reason given to runs that are cancelled when the grace time is over."""
+
+STUCK_EXIT = 70
+"""EX_SOFTWARE of sysexits.h."""
+
+STUCK_MARGIN = 2.0
+"""Seconds beyond the cleanup budget before a cancelled run counts as stuck."""
+
+RECORD_PATIENCE = 10.0
+"""Seconds that a stopping node waits for the store to take the last outcomes."""
+
+logger = logging.getLogger("atm.node")
+
+Service = Callable[..., Awaitable[Any]]
+
+
+@dataclass
+class Parts:
+    """What ``node.py`` has put together. ``worker`` and ``balance`` are None where their role is off."""
+
+    store: Store
+    coordinator: Coordinator
+    metrics: Metrics
+    health: Health
+    worker: Worker | None
+    balance: Balance | None
+    leader_id: str
+    scan_interval: float
+    batch_size: int
+    heartbeat_interval: float
+    grace: float
+    retention: float | None
+    listeners: list[Service] = field(default_factory=list)
+    servers: list[Service] = field(default_factory=list)
+    """Each is started, takes ``stop`` (an async function that returns when it is to stop), ends by itself."""
+    exit_process: Callable[[int], Any] = os._exit
+
+
+async def supervise(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
+    """Be the node until ``stop`` is set; then drain and return.
+
+    A run that does not end though it was cancelled ends the process with STUCK_EXIT, everything else recorded:
+    its row stays PROCESSING and is recovered by whoever comes next.
+    """
+    async with trio.open_nursery() as root:
+        await root.start(parts.store.run)
+        await root.start(parts.coordinator.run)
+        for listener in parts.listeners:
+            await root.start(listener)
+        if parts.worker is not None:
+            await _start_worker_services(root, parts, parts.worker)
+        async with trio.open_nursery() as front:
+            for server in parts.servers:
+                await front.start(partial(server, stop=parts.health.stopping.wait))
+            parts.health.started = True
+            task_status.started()
+            try:
+                await _work(parts, stop)
+            finally:
+                parts.health.stopping.set()
+        root.cancel_scope.cancel(reason=SHUTDOWN)
+
+
+async def _start_worker_services(root: trio.Nursery, parts: Parts, worker: Worker) -> None:
+    await worker.enrol()
+    root.start_soon(worker.record)
+    root.start_soon(worker.report)
+    await root.start(parts.coordinator.listen_cancels, worker.id, worker.on_cancel)
+
+
+async def _work(parts: Parts, stop: trio.Event) -> None:
+    """Lead and run until ``stop``; then let the runs end, and leave the store without a trace of this node."""
+    with trio.CancelScope() as right:
+        async with trio.open_nursery() as holding:
+            if parts.worker is not None:
+                interval = parts.heartbeat_interval
+                holding.start_soon(beat, parts.worker, parts.store, parts.coordinator, right, interval)
+            async with trio.open_nursery() as runs:
+                async with trio.open_nursery() as intake:
+                    if parts.balance is not None:
+                        intake.start_soon(parts.coordinator.lead, parts.leader_id, partial(_term, parts))
+                    if parts.worker is not None:
+                        intake.start_soon(parts.worker.intake, runs)
+                    await stop.wait()
+                    parts.health.draining = True
+                    intake.cancel_scope.cancel(reason=SHUTDOWN)
+                if parts.worker is not None:
+                    await _drain(parts, parts.worker, runs)
+            if parts.worker is not None:
+                await _leave(parts, parts.worker)
+            holding.cancel_scope.cancel(reason=SHUTDOWN)
+
+
+async def _drain(parts: Parts, worker: Worker, runs: trio.Nursery) -> None:
+    """Let runs finish within the grace time, then cancel them."""
+    worker.draining = True
+    await parts.coordinator.register(worker.info())
+    if worker.load:
+        logger.info("draining: %d tasks get up to %g s to finish", worker.load, parts.grace)
+    with trio.move_on_after(parts.grace):
+        await worker.idle()
+        return
+    logger.warning("grace time is over: %d tasks are cancelled and released", worker.load)
+    runs.cancel_scope.cancel(reason=SHUTDOWN)
+    with trio.move_on_after(worker.cleanup_budget + STUCK_MARGIN):
+        await worker.idle()
+        return
+    for run in worker.unended():
+        logger.error(
+            "task does not end: %s",
+            run.executor,
+            extra={"task_id": run.task.task_id, "attempt": run.task.attempt},
+        )
+    await _record_rest(worker)
+    logging.shutdown()
+    parts.exit_process(STUCK_EXIT)
+
+
+async def _leave(parts: Parts, worker: Worker) -> None:
+    await _record_rest(worker)
+    try:
+        await worker.reconcile(older_than=0)
+        await parts.store.retire(worker.lease)
+    except StoreUnavailable as error:
+        logger.error("left without signing off: %s", error)
+    await parts.coordinator.unregister(worker.id)
+
+
+async def _record_rest(worker: Worker) -> None:
+    with trio.move_on_after(RECORD_PATIENCE):
+        await worker.all_recorded()
+        return
+    logger.error("the store did not take the last outcomes; those tasks will be recovered and run again")
+
+
+async def _term(parts: Parts) -> None:
+    """The leader's duties; they live and die with the term."""
+    assert parts.balance is not None
+    store, coordinator = parts.store, parts.coordinator
+    recover = partial(recovery.recover_lost, store, coordinator, parts.metrics)
+    async with trio.open_nursery() as term:
+        term.start_soon(scanner.scan, coordinator, parts.balance, parts.scan_interval, parts.batch_size)
+        term.start_soon(recovery.repeat, recover, recovery.RECOVER_INTERVAL)
+        term.start_soon(_rebuild_then_sweep, parts)
+        if parts.retention is not None:
+            purge = partial(recovery.purge, store, parts.retention)
+            term.start_soon(recovery.repeat, purge, recovery.PURGE_INTERVAL)
+
+
+async def _rebuild_then_sweep(parts: Parts) -> None:
+    while True:
+        try:
+            await recovery.rebuild(parts.store, parts.coordinator)
+            break
+        except StoreUnavailable as error:
+            logger.error("queues not rebuilt yet: %s", error)
+            await trio.sleep(recovery.SWEEP_INTERVAL)
+    sweep = partial(recovery.sweep, parts.store, parts.coordinator)
+    await recovery.repeat(sweep, recovery.SWEEP_INTERVAL)

@@ -1,0 +1,282 @@
+"""This node's hands: its slots, the map of what runs in them, what came of it.
+
+take ──▶ claim ──▶ run (one task each, in the runs' nursery) ──▶ record
+                     ▲ cancel requests, the heartbeat's look for missed ones
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import trio
+
+from atm.coordinator import CancelRequest, Coordinator, Hint, TaskEvent, WorkerInfo
+from atm.errors import StoreUnavailable
+from atm.executor import Context, Executor
+from atm.flag import Flag
+from atm.metrics import Metrics
+from atm.nursery.run import Run, attempt
+from atm.store import Claimed, Lease, Note, Outcome, Refusal, Refused, Store
+from atm.task import Status
+
+RECORD_BATCH = 500
+BACKOFF = (0.05, 2.0)
+"""Seconds between two tries while the store is away: the first pause, and the longest."""
+
+logger = logging.getLogger("atm.worker")
+
+T = TypeVar("T")
+
+
+class Worker:
+    """Takes what the leader hands over, claims it, runs it, records how it ended.
+
+    Args:
+        executors: by task type.
+        cleanup_budget: seconds that a cancelled run may clean up.
+        address: where this node's API is, for the registry.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        coordinator: Coordinator,
+        metrics: Metrics,
+        executors: Mapping[str, Executor],
+        *,
+        worker_id: str,
+        name: str,
+        address: str,
+        capacity: int,
+        cleanup_budget: float,
+    ) -> None:
+        self.id = worker_id
+        self.name = name
+        self.address = address
+        self.capacity = capacity
+        self.cleanup_budget = cleanup_budget
+        self.executors = executors
+        self.runs: dict[str, Run] = {}
+        self.lease = Lease(worker_id, 0)
+        self.draining = False
+        self._store = store
+        self._coordinator = coordinator
+        self._metrics = metrics
+        self._claiming: set[str] = set()
+        self._early_cancels: set[tuple[str, int]] = set()
+        self._ended: list[Run] = []
+        self._busy = 0
+        self._unrecorded = 0
+        self._to_record = Flag()
+        self._to_report = Flag()
+        self._recorded = trio.Event()
+        self._idle = trio.Event()
+
+    @property
+    def load(self) -> int:
+        """Busy slots: runs whose executor has not ended."""
+        return self._busy
+
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(
+            id=self.id,
+            name=self.name,
+            address=self.address,
+            capacity=self.capacity,
+            load=self.load,
+            task_types=frozenset(self.executors),
+            last_seen=time.time(),
+            draining=self.draining,
+        )
+
+    async def enrol(self) -> None:
+        """Get a lease, and be announced as able to work."""
+        self.lease = await self._store.register(self.id, self.capacity, sorted(self.executors))
+        await self._coordinator.register(self.info())
+
+    # intake: stops first
+
+    async def intake(self, runs: trio.Nursery) -> None:
+        """Claim what is handed over and start it in ``runs``, until cancelled."""
+        while True:
+            hints = await self._coordinator.take(self.id)
+            self._claiming = {hint.task_id for hint in hints}
+            try:
+                verdicts = await self._claim(hints)
+            finally:
+                self._claiming = set()
+            await self._start(hints, verdicts, runs)
+            self._early_cancels.clear()
+
+    async def _claim(self, hints: list[Hint]) -> list[Claimed | Refused]:
+        ids = [hint.task_id for hint in hints]
+        return await _persist(lambda: self._store.claim(self.lease, ids), "claim")
+
+    async def _start(self, hints: list[Hint], verdicts: list[Claimed | Refused], runs: trio.Nursery) -> None:
+        blocked: list[Hint] = []
+        later: list[Hint] = []
+        for hint, verdict in zip(hints, verdicts, strict=True):
+            if isinstance(verdict, Claimed):
+                self._start_run(verdict, runs)
+            elif verdict.reason is Refusal.BLOCKED:
+                blocked.append(hint)
+            elif verdict.reason is Refusal.NOT_DUE:
+                later.append(Hint(hint.task_id, hint.task_type, hint.priority, verdict.due_in))
+        if blocked:
+            await self._coordinator.block(self.id, blocked)
+        still_taken = {hint.task_id for hint in blocked}
+        settled = [hint for hint in hints if hint.task_id not in still_taken]
+        await self._coordinator.settle(self.id, settled, self.load)
+        if later:
+            await self._coordinator.push(later)
+
+    def _start_run(self, claimed: Claimed, runs: trio.Nursery) -> None:
+        task = claimed.task
+        run = Run(task, claimed.settings, self.executors[task.task_type])
+        run.context = Context(task, self.id, run.scope, self._note, self.cleanup_budget)
+        self.runs[task.task_id] = run
+        self._busy += 1
+        if (task.task_id, task.attempt) in self._early_cancels:
+            run.cancel()
+        if task.started_ms is not None:
+            self._metrics.waited((task.started_ms - task.due_ms) / 1000)
+        runs.start_soon(attempt, run, self._run_ended, name=task.task_type)
+
+    async def _note(self, note: Note) -> None:
+        await self._store.note([note])
+
+    # cancels
+
+    def on_cancel(self, request: CancelRequest) -> None:
+        """End the run, if this attempt of the task runs here; remember it if it is just being claimed."""
+        run = self.runs.get(request.task_id)
+        if run is not None and run.task.attempt == request.attempt:
+            run.cancel()
+        elif request.task_id in self._claiming:
+            self._early_cancels.add((request.task_id, request.attempt))
+
+    async def reconcile(self, older_than: float) -> None:
+        """Compare the store's rows with what runs: end runs whose cancel was missed, release rows without one.
+
+        Args:
+            older_than: seconds; rows claimed since may be on their way here.
+        """
+        strays: list[Outcome] = []
+        for held in await self._store.held(self.lease):
+            run = self.runs.get(held.task_id)
+            if run is not None and run.task.attempt == held.attempt:
+                if held.cancel_requested:
+                    run.cancel()
+            elif held.age >= older_than and held.task_id not in self._claiming:
+                message = "Released by its worker: not running there"
+                strays.append(
+                    Outcome(task_id=held.task_id, attempt=held.attempt, status=Status.PENDING, message=message)
+                )
+        if strays:
+            logger.warning("released %d tasks that were claimed but do not run", len(strays))
+            for outcome, verdict in zip(strays, await self._store.finish(self.lease, strays), strict=True):
+                if verdict.status is Status.CANCELLED:
+                    await self._coordinator.publish([TaskEvent(outcome.task_id, verdict.status)])
+
+    # what came of it
+
+    def _run_ended(self, run: Run) -> None:
+        self._ended.append(run)
+        self._busy -= 1
+        self._unrecorded += 1
+        self._to_record.set()
+        self._to_report.set()
+        if not self._busy:
+            self._idle.set()
+
+    async def report(self) -> None:
+        """Tell the coordinator of freed slots at once, without waiting for the record."""
+        while True:
+            await self._to_report.wait()
+            await self._coordinator.settle(self.id, (), self.load)
+
+    async def record(self) -> None:
+        """Write outcomes in batches: whatever ended during one commit is the next batch."""
+        while True:
+            await self._to_record.wait()
+            while self._ended:
+                batch, self._ended = self._ended[:RECORD_BATCH], self._ended[RECORD_BATCH:]
+                await self._record(batch)
+            self._recorded.set()
+
+    async def _record(self, batch: list[Run]) -> None:
+        outcomes = [run.outcome for run in batch]
+        verdicts = await _persist(lambda: self._store.finish(self.lease, outcomes), "record")
+        again: list[Hint] = []
+        events: list[TaskEvent] = []
+        room = Counter(run.task.task_type for run in batch)
+        for run, verdict in zip(batch, verdicts, strict=True):
+            task = run.task
+            self._unrecorded -= 1
+            if self.runs.get(task.task_id) is run:
+                del self.runs[task.task_id]
+            if verdict.status is None:
+                self._metrics.stale_results.inc()
+                logger.warning("result refused as stale", extra=_about(run))
+                continue
+            if verdict.status is Status.PENDING:
+                again.append(Hint(task.task_id, task.task_type, task.priority, verdict.due_in))
+            events.append(TaskEvent(task.task_id, verdict.status))
+            self._tell(run, verdict.status)
+        for task_type, count in room.items():
+            await self._coordinator.unblock(task_type, count)
+        if again:
+            await self._coordinator.push(again)
+        await self._coordinator.publish(events)
+
+    def _tell(self, run: Run, status: Status) -> None:
+        """Metrics and log of a recorded end."""
+        ended_as = run.outcome.status if status is Status.PENDING else status
+        if ended_as is Status.PENDING:
+            logger.info("task released: %s", run.outcome.message, extra=_about(run))
+            return
+        self._metrics.ended(run.task.task_type, ended_as, run.seconds)
+        if status is Status.PENDING:
+            self._metrics.retries.inc()
+        if ended_as is Status.SUCCESS:
+            logger.debug("task succeeded", extra=_about(run))
+        else:
+            ending = ", will be retried" if status is Status.PENDING else ""
+            level = logging.INFO if ended_as is Status.CANCELLED else logging.WARNING
+            logger.log(level, "task %s: %s%s", ended_as, run.outcome.message, ending, extra=_about(run))
+
+    def unended(self) -> list[Run]:
+        """Runs whose executor has not ended."""
+        return [run for run in self.runs.values() if run.ended_at is None]
+
+    async def idle(self) -> None:
+        """Return when no executor runs."""
+        while self._busy:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    async def all_recorded(self) -> None:
+        """Return when every run that has ended is recorded."""
+        while self._unrecorded:
+            self._recorded = trio.Event()
+            await self._recorded.wait()
+
+
+def _about(run: Run) -> dict[str, Any]:
+    return {"task_id": run.task.task_id, "task_type": run.task.task_type, "attempt": run.task.attempt}
+
+
+async def _persist(verb: Callable[[], Awaitable[T]], what: str) -> T:
+    """Carry out a store verb, again and again while the store is away."""
+    pause, longest = BACKOFF
+    while True:
+        try:
+            return await verb()
+        except StoreUnavailable as error:
+            logger.error("cannot %s yet: %s", what, error)
+            await trio.sleep(pause)
+            pause = min(pause * 2, longest)

@@ -1,0 +1,265 @@
+"""The judgement of the store, pure: given a locked row and what is asked of it, the change, the log, the verdict.
+
+Every store reads the rows under its lock, decides here, and writes exactly the changes and log rows it gets.
+``docs/protocol.md`` is the law. Times are milliseconds by the store's clock unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from atm.store import CancelState, CancelVerdict, Created, Finished, NewTask, Outcome, Recovered
+from atm.task import MAX_RECOVERIES, REOPENABLE, TERMINAL, LogType, Status, TaskType
+
+SWEEP_FIRST = 2_000
+"""A due task that nobody claims is looked at after this long, then after twice as long, and so on."""
+
+SWEEP_MAX = 60_000
+
+OVERRUN = 10_000
+"""A PROCESSING row is looked at this long after its timeout: cleanup budget and 5 s."""
+
+
+class Row(msgspec.Struct, array_like=True, gc=False):
+    """What a decision reads of a task; the order of the fields is the order of the stores' SELECT."""
+
+    task_id: str
+    task_type: str
+    priority: int
+    status: Status
+    attempt: int
+    retry_count: int
+    recoveries: int
+    releases: int
+    cancel_requested_ms: int | None
+    worker_id: str | None
+    max_retry: int
+
+
+class Change(msgspec.Struct, array_like=True, gc=False, kw_only=True):
+    """What a decision writes; the order of the fields is the order of the stores' UPDATE.
+
+    ``keep_body`` leaves result, error and progress as they are; else they are set to what stands here,
+    except that ``progress_json`` None leaves the progress of a task that is not opened anew.
+    """
+
+    task_id: str
+    status: Status
+    due_ms: int | None = None
+    sweep_ms: int | None = None
+    completed_ms: int | None = None
+    retry_count: int = 0
+    recoveries: int = 0
+    releases: int = 0
+    cancel_requested_ms: int | None = None
+    worker_id: str | None = None
+    keep_body: bool = False
+    result_json: str | None = None
+    error_json: str | None = None
+    progress_json: str | None = None
+    opened: bool = False
+
+
+class Log(NamedTuple):
+    task_id: str
+    log_type: str
+    from_status: str | None
+    to_status: str | None
+    message: str
+    worker_id: str | None
+    attempt: int | None
+
+
+AddLog = Callable[[Log], None]
+
+
+def step(row: Row, target: Status, message: str, log_type: LogType = LogType.STATE_CHANGE) -> Log:
+    """The log row of a transition of this row."""
+    return Log(row.task_id, log_type, row.status, target, message, row.worker_id, row.attempt or None)
+
+
+def created(task: NewTask) -> Log:
+    return Log(task.task_id, LogType.STATE_CHANGE, None, Status.PENDING, "Task created", None, None)
+
+
+def claimed(task_id: str, attempt: int, worker_id: str) -> Log:
+    message = "Task assigned to worker"
+    return Log(task_id, LogType.STATE_CHANGE, Status.PENDING, Status.PROCESSING, message, worker_id, attempt)
+
+
+def same_request(task: NewTask, task_type: str, payload_json: str) -> bool:
+    """Whether a create asks for what a task of this type and payload is: a replay, not a conflict."""
+    if task.task_type != task_type:
+        return False
+    return task.payload_json == payload_json or _canonical(task.payload_json) == _canonical(payload_json)
+
+
+def _canonical(text: str) -> str:
+    return json.dumps(json.loads(text), sort_keys=True)
+
+
+def due(task: NewTask, now: int) -> tuple[int, int | None]:
+    """When the task is due, and what its scheduled_at shows."""
+    if task.scheduled_ms is not None:
+        return max(now, task.scheduled_ms), task.scheduled_ms
+    if task.delay:
+        return (at := now + round(task.delay * 1000)), at
+    return now, None
+
+
+def receipt(task: NewTask, due_ms: int, now: int) -> Created:
+    return Created(task.task_id, due_in=(due_ms - now) / 1000)
+
+
+def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Finished, Change | None]:
+    """Judge how an attempt ended. The row is brought up to date, so that a repetition in the batch sees it."""
+    if row is None or row.attempt != outcome.attempt:
+        return Finished(None), None
+    if row.status is not Status.PROCESSING:
+        return Finished(row.status if row.status in _possible_ends(outcome) else None), None
+    if outcome.details is not None:
+        log(Log(row.task_id, LogType.ERROR, None, None, outcome.details, row.worker_id, row.attempt))
+    if row.cancel_requested_ms is not None:
+        message = outcome.message if outcome.status is Status.CANCELLED else f"Cancelled; {outcome.message}"
+        return _end(row, Status.CANCELLED, outcome, message, now, log)
+    if outcome.status is Status.PENDING:
+        row.releases += 1
+        return Finished(Status.PENDING), _to_pending(row, outcome.message, now, 0, log)
+    if outcome.status in (Status.FAILED, Status.TIMEOUT) and outcome.retry_in is not None:
+        log(step(row, outcome.status, outcome.message))
+        row.status = outcome.status
+        row.retry_count += 1
+        message = f"Retry {row.retry_count} of {row.max_retry} in {outcome.retry_in:.2f} s"
+        change = _to_pending(row, message, now, round(outcome.retry_in * 1000), log, LogType.RETRY)
+        change.keep_body = False
+        change.error_json, change.progress_json = outcome.error_json, outcome.progress_json
+        return Finished(Status.PENDING, outcome.retry_in), change
+    return _end(row, outcome.status, outcome, outcome.message, now, log)
+
+
+def _possible_ends(outcome: Outcome) -> tuple[Status, ...]:
+    """The states that an earlier commit of this very outcome can have led to."""
+    if outcome.retry_in is not None or outcome.status is Status.PENDING:
+        return (Status.PENDING, Status.CANCELLED)
+    return (outcome.status, Status.CANCELLED)
+
+
+def _end(
+    row: Row, status: Status, outcome: Outcome, message: str, now: int, log: AddLog
+) -> tuple[Finished, Change]:
+    log(step(row, status, message))
+    row.status = status
+    change = _change(row, completed_ms=now)
+    if status is not Status.CANCELLED:
+        change.result_json = outcome.result_json
+    change.error_json, change.progress_json = outcome.error_json, outcome.progress_json
+    return Finished(status), change
+
+
+def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Change | None]:
+    if row is None:
+        return CancelVerdict(CancelState.UNKNOWN), None
+    if row.status is Status.PENDING:
+        log(step(row, Status.CANCELLED, "Task cancelled"))
+        row.status = Status.CANCELLED
+        change = _change(row, completed_ms=now, keep_body=True)
+        row.cancel_requested_ms = change.cancel_requested_ms = now
+        return CancelVerdict(CancelState.CANCELLED, row.status, changed=True), change
+    if row.status is Status.PROCESSING:
+        first = row.cancel_requested_ms is None
+        verdict = CancelVerdict(CancelState.REQUESTED, row.status, row.worker_id, row.attempt, changed=first)
+        if first:
+            row.cancel_requested_ms = now
+            log(
+                Log(
+                    row.task_id,
+                    LogType.INFO,
+                    None,
+                    None,
+                    "Cancellation requested",
+                    row.worker_id,
+                    row.attempt,
+                )
+            )
+        return verdict, None
+    state = CancelState.CANCELLED if row.status is Status.CANCELLED else CancelState.TERMINAL
+    return CancelVerdict(state, row.status), None
+
+
+def reopen(row: Row, now: int, log: AddLog) -> Change | None:
+    """A user's retry: budgets start anew, the fencing token goes on. None when the state forbids it."""
+    if row.status not in REOPENABLE:
+        return None
+    row.retry_count = row.recoveries = row.releases = 0
+    row.cancel_requested_ms = None
+    change = _to_pending(row, "Retry requested", now, 0, log, LogType.RETRY)
+    change.keep_body = False
+    change.opened = True
+    return change
+
+
+def recover(row: Row, now: int, delay_ms: int, log: AddLog) -> tuple[Recovered, Change]:
+    """The worker of this row is lost."""
+    if row.cancel_requested_ms is not None:
+        log(step(row, Status.CANCELLED, "Cancelled; the worker was lost"))
+        row.status = Status.CANCELLED
+        change = _change(row, completed_ms=now, keep_body=True)
+    elif row.recoveries >= MAX_RECOVERIES:
+        row.recoveries += 1
+        message = f"Worker lost {row.recoveries} times: the task is taken for poison"
+        log(step(row, Status.FAILED, message))
+        row.status = Status.FAILED
+        change = _change(row, completed_ms=now)
+        change.error_json = json.dumps({"type": "WorkerLost", "message": message})
+    else:
+        row.recoveries += 1
+        change = _to_pending(row, "Recovered: its worker was lost", now, delay_ms, log)
+    return Recovered(row.task_id, row.task_type, row.priority, row.status), change
+
+
+def _to_pending(
+    row: Row, message: str, now: int, delay_ms: int, log: AddLog, log_type: LogType = LogType.STATE_CHANGE
+) -> Change:
+    log(step(row, Status.PENDING, message, log_type))
+    row.status = Status.PENDING
+    row.worker_id = None
+    due_ms = now + delay_ms
+    return _change(row, due_ms=due_ms, sweep_ms=due_ms + SWEEP_FIRST, keep_body=True)
+
+
+def _change(
+    row: Row,
+    *,
+    due_ms: int | None = None,
+    sweep_ms: int | None = None,
+    completed_ms: int | None = None,
+    keep_body: bool = False,
+) -> Change:
+    return Change(
+        task_id=row.task_id,
+        status=row.status,
+        due_ms=due_ms,
+        sweep_ms=sweep_ms,
+        completed_ms=completed_ms,
+        retry_count=row.retry_count,
+        recoveries=row.recoveries,
+        releases=row.releases,
+        cancel_requested_ms=row.cancel_requested_ms,
+        worker_id=row.worker_id,
+        keep_body=keep_body,
+    )
+
+
+def room(settings: TaskType, running: int) -> int | None:
+    """How many more tasks of the type may be claimed; None without a cap."""
+    if not settings.enabled:
+        return 0
+    return None if settings.max_concurrent is None else max(0, settings.max_concurrent - running)
+
+
+def is_terminal(status: Status) -> bool:
+    return status in TERMINAL

@@ -1,0 +1,799 @@
+"""The embedded store: one SQLite file, one writer thread, durable at every commit (WAL, synchronous=FULL).
+
+The exclusive lock on the file is the lease of the one node that may use it. Batches are written with one
+statement each, and read as one JSON row: beside a busy event loop every step of a statement may cost a wait
+for the interpreter's lock, so many small ones are hundreds of times slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+import trio
+
+from atm.errors import IdempotencyConflict, StartError, StoreDamaged, StoreUnavailable
+from atm.store import (
+    CancelVerdict,
+    Claimed,
+    Created,
+    Finished,
+    Held,
+    Lease,
+    LogRow,
+    NewTask,
+    Note,
+    Outcome,
+    Position,
+    Recovered,
+    Refusal,
+    Refused,
+    Reopened,
+    TaskFilter,
+    Waiting,
+)
+from atm.stores import decide
+from atm.stores.decide import Change, Log, Row
+from atm.stores.serial import Call, SerialThread
+from atm.task import QUEUES, TERMINAL, Status, Task, TaskType
+
+APPLICATION_ID = 0x61746D31  # "atm1", so that another program's file is not taken for ours
+SCHEMA_VERSION = 1
+MIN_SQLITE = (3, 38, 0)  # the ->> operator
+CHECKED_SIZE = 64 * 1024 * 1024  # a file up to this size is checked whole at start: well under a second
+LOG_ID_BLOCK = 1_000_000
+READ_SLICE = 128  # tasks whose payloads, 1 MiB each, still fit into one JSON value (SQLite: 1 GB)
+
+TASK_COLUMNS = (
+    "task_id, task_type, status, priority, payload, timeout, max_retry, attempt, retry_count, recoveries, "
+    "releases, worker_id, created_at, due_at, scheduled_at, started_at, completed_at, cancel_requested_at, "
+    "result, error, progress"
+)
+ROW_COLUMNS = (
+    "task_id, task_type, priority, status, attempt, retry_count, recoveries, releases, cancel_requested_at, "
+    "worker_id, max_retry"
+)
+INSERT_TASK = (
+    "INSERT INTO task (task_id, task_type, status, priority, payload, timeout, max_retry, created_at, due_at, "
+    "scheduled_at, sweep_at, idempotency_key) VALUES "
+)
+INSERT_LOG = "INSERT INTO task_logs VALUES "
+SELECT_ROWS = (
+    f"SELECT json_group_array(json_array({ROW_COLUMNS})) "  # noqa: S608 - constants
+    "FROM json_each(?) JOIN task ON task_id = value"
+)
+UPDATE_TASKS = """
+WITH change AS MATERIALIZED (
+  SELECT value->>0 AS id, value->>1 AS status, value->>2 AS due_at, value->>3 AS sweep_at,
+    value->>4 AS completed_at, value->>5 AS retry_count, value->>6 AS recoveries, value->>7 AS releases,
+    value->>8 AS cancel_requested_at, value->>9 AS worker_id, value->>10 AS keep_body,
+    value->>11 AS result, value->>12 AS error, value->>13 AS progress, value->>14 AS opened
+  FROM json_each(?))
+UPDATE task SET status = change.status, due_at = coalesce(change.due_at, task.due_at),
+  sweep_at = change.sweep_at, completed_at = change.completed_at, retry_count = change.retry_count,
+  recoveries = change.recoveries, releases = change.releases,
+  cancel_requested_at = change.cancel_requested_at, worker_id = change.worker_id,
+  started_at = CASE WHEN change.status = 'PENDING' THEN NULL ELSE task.started_at END,
+  result = CASE WHEN change.keep_body THEN task.result ELSE change.result END,
+  error = CASE WHEN change.keep_body THEN task.error ELSE change.error END,
+  progress = CASE WHEN change.opened THEN NULL ELSE coalesce(change.progress, task.progress) END
+FROM change WHERE task.task_id = change.id
+"""
+
+_to_json = msgspec.json.Encoder().encode
+_read_tasks = msgspec.json.Decoder(list[Task]).decode
+_read_rows = msgspec.json.Decoder(list[Row]).decode
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def system_clock() -> Callable[[], int]:
+    """Milliseconds since 1970 that never go backwards within this process."""
+    last = 0
+
+    def now() -> int:
+        nonlocal last
+        last = max(last, time.time_ns() // 1_000_000)
+        return last
+
+    return now
+
+
+class SqliteStore:
+    """Implements ``atm.store.Store`` on one file.
+
+    Args:
+        path: the file; it is made if there is none.
+        now: the store's clock, milliseconds since 1970; must not go backwards.
+        inline: carry verbs out in the caller's task instead of in threads, for tests on a virtual clock.
+        on_commit: told how many seconds each transaction took, in the writer's thread.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        now: Callable[[], int] | None = None,
+        inline: bool = False,
+        on_commit: Callable[[float], None] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._now = now or system_clock()
+        self._inline = inline
+        self._on_commit = on_commit or (lambda seconds: None)
+        self._writer = SerialThread(self._commit, inline=inline)
+        self._reader = SerialThread(self._read, inline=inline)
+        self._slow_reader = SerialThread(self._read_slowly, inline=inline)
+        self._types: dict[str, TaskType] = {}
+        self._limited: frozenset[str] = frozenset()
+        self._logs: list[Log] = []
+        self._log_id = self._log_ids_end = 0
+
+    # life
+
+    def open(self) -> None:
+        """Lock and open the file, making it if there is none. Raises StartError, in one line."""
+        if sqlite3.sqlite_version_info < MIN_SQLITE:
+            wanted = ".".join(map(str, MIN_SQLITE))
+            raise StartError(f"SQLite {sqlite3.sqlite_version} is too old: {wanted} or newer is needed")
+        with contextlib.ExitStack() as undo:
+            try:
+                if not self.path.exists():
+                    _make_file(self.path)
+                # SQLite's own locks are of another kind; both live until this descriptor is closed, last of all.
+                self._lock = os.open(self.path, os.O_RDWR)
+                undo.callback(os.close, self._lock)
+                _lock_file(self._lock, self.path)
+                self._db = self._connect()
+                undo.callback(lambda: self._db.close())
+                _check_file(self._db, self.path)
+                self._load()
+                self._read_db, self._slow_db = self._connect(), self._connect()
+            except (OSError, sqlite3.Error) as error:
+                raise StartError(f"cannot open {self.path}: {_reason(error)}") from None
+            undo.pop_all()
+
+    def close(self) -> None:
+        """Close the file and give up the lock. The threads must have ended."""
+        for connection in (self._slow_db, self._read_db, self._db):
+            connection.close()
+        os.close(self._lock)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled. Raises StartError before it has started, StoreDamaged when it must stop."""
+        if self._inline:
+            self.open()
+        else:
+            await trio.to_thread.run_sync(self.open)
+        try:
+            async with trio.open_nursery() as nursery:
+                for thread in (self._reader, self._slow_reader, self._writer):
+                    await nursery.start(thread.serve)
+                task_status.started()
+        finally:
+            self.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path.absolute(), isolation_level=None, check_same_thread=False, cached_statements=512
+        )
+        connection.executescript(
+            "PRAGMA busy_timeout = 2000; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;"
+            "PRAGMA cache_size = -65536; PRAGMA journal_size_limit = 67108864;"
+        )
+        return connection
+
+    def _load(self) -> None:
+        """What the writer keeps in memory, and the end of every lease that was alive: its node is gone."""
+        with _transaction(self._db):
+            self._db.execute("UPDATE worker_registry SET state = 'LOST' WHERE state = 'ALIVE'")
+            for name, settings in self._db.execute("SELECT task_type, settings FROM task_config"):
+                self._types[name] = msgspec.json.decode(settings, type=TaskType)
+            self._reserve_log_ids()
+        self._find_limited()
+
+    def _reserve_log_ids(self) -> None:
+        """Take the next block of log ids, so that they grow across restarts without a look at the logs."""
+        row = self._db.execute(
+            "UPDATE counter SET value = value + ? WHERE name = 'log_id' RETURNING value", (LOG_ID_BLOCK,)
+        ).fetchone()
+        self._log_id, self._log_ids_end = row[0] - LOG_ID_BLOCK, row[0]
+
+    def _find_limited(self) -> None:
+        self._limited = frozenset(
+            name for name, t in self._types.items() if t.max_concurrent is not None or not t.enabled
+        )
+
+    # transitions
+
+    async def create(self, tasks: Sequence[NewTask]) -> list[Created]:
+        size = sum(len(task.payload_json) for task in tasks)
+        return cast("list[Created]", await self._writer.call(self._create, None, tasks, size))
+
+    async def claim(self, lease: Lease, task_ids: Sequence[str]) -> list[Claimed | Refused]:
+        return cast("list[Claimed | Refused]", await self._writer.call(self._claim, lease, task_ids))
+
+    async def finish(self, lease: Lease, outcomes: Sequence[Outcome]) -> list[Finished]:
+        size = sum(len(o.result_json or "") + len(o.details or "") for o in outcomes)
+        return cast("list[Finished]", await self._writer.call(self._finish, None, outcomes, size))
+
+    async def cancel(self, task_ids: Sequence[str]) -> list[CancelVerdict]:
+        return cast("list[CancelVerdict]", await self._writer.call(self._cancel, None, task_ids))
+
+    async def reopen(self, task_ids: Sequence[str]) -> list[Reopened]:
+        return cast("list[Reopened]", await self._writer.call(self._reopen, None, task_ids))
+
+    async def recover(self, limit: int) -> list[Recovered]:
+        return cast("list[Recovered]", await self._writer.call(self._recover, limit))
+
+    async def sweep(self, priorities: Sequence[int], limit: int) -> list[Waiting]:
+        return cast("list[Waiting]", await self._writer.call(self._sweep, (tuple(priorities), limit)))
+
+    async def note(self, notes: Sequence[Note]) -> None:
+        await self._writer.call(self._note, None, notes)
+
+    async def purge(self, older_than: float, limit: int) -> int:
+        return cast("int", await self._writer.call(self._purge, (older_than, limit)))
+
+    async def register(self, worker_id: str, capacity: int, task_types: Sequence[str]) -> Lease:
+        return cast("Lease", await self._writer.call(self._register, (worker_id, capacity, tuple(task_types))))
+
+    async def renew(self, lease: Lease) -> float:
+        await trio.lowlevel.checkpoint()
+        return math.inf  # the lock on the file is the lease
+
+    async def retire(self, lease: Lease) -> None:
+        await self._writer.call(self._retire, lease)
+
+    async def put_task_type(self, settings: TaskType) -> None:
+        await self._writer.call(self._put_task_type, settings)
+
+    # reads
+
+    async def ping(self) -> None:
+        await self._reader.call(_fetch, ("SELECT 1 FROM counter", ()))
+
+    async def is_early(self, due_ms: int) -> bool:
+        await trio.lowlevel.checkpoint()
+        return due_ms > self._now()
+
+    async def get(self, task_id: str) -> Task | None:
+        sql = f"SELECT {TASK_COLUMNS} FROM task WHERE task_id = ?"  # noqa: S608 - constants
+        rows = await self._reader.call(_fetch, (sql, (task_id,)))
+        return _task(rows[0]) if rows else None
+
+    async def logs(self, task_id: str) -> list[LogRow] | None:
+        sql = (
+            "SELECT log_id, log_type, from_status, to_status, message, worker_id, attempt, created_at "
+            "FROM task_logs WHERE task_id = ? ORDER BY log_id"
+        )
+        rows = await self._reader.call(_fetch, (sql, (task_id,)))
+        # A task is created with its first log row, so no rows means no task.
+        return [msgspec.convert(row, LogRow, strict=False) for row in rows] or None
+
+    async def find(self, where: TaskFilter, before: str | None, limit: int) -> list[Task]:
+        conditions: dict[str, object] = {}
+        if where.status is not None:
+            conditions["status = ?"] = where.status
+            if where.status not in TERMINAL:
+                conditions["sweep_at IS NOT NULL AND ?"] = 1  # always so; names the index of live work
+        if where.task_type is not None:
+            conditions["task_type = ?"] = where.task_type
+        if where.worker_id is not None:
+            conditions["worker_id = ?"] = where.worker_id
+        if where.created_after is not None:
+            conditions["created_at >= ?"] = where.created_after
+        if where.created_before is not None:
+            conditions["created_at < ?"] = where.created_before
+        if before is not None:
+            conditions["task_id < ?"] = before
+        sql = (
+            f"SELECT {TASK_COLUMNS} FROM task WHERE {' AND '.join(conditions) or 'true'} "  # noqa: S608
+            "ORDER BY task_id DESC LIMIT ?"
+        )
+        rows = await self._slow_reader.call(_fetch, (sql, (*conditions.values(), limit)))
+        return [_task(row) for row in rows]
+
+    async def task_types(self) -> Mapping[str, TaskType]:
+        await trio.lowlevel.checkpoint()
+        return dict(self._types)
+
+    async def running(self, task_type: str) -> int:
+        rows = await self._slow_reader.call(_fetch, (_COUNT_RUNNING, (task_type,)))
+        return cast("int", rows[0][0])
+
+    async def waiting(self, after: Position | None, limit: int) -> tuple[list[Waiting], Position | None]:
+        at = after or Position(max(QUEUES), 0, "")
+        sql = (
+            "SELECT task_id, task_type, priority, due_at, sweep_at FROM task "
+            "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND (sweep_at, task_id) > (?, ?) "
+            "ORDER BY sweep_at, task_id LIMIT ?"
+        )
+        rows = await self._slow_reader.call(_fetch, (sql, (at.priority, at.sweep_ms, at.task_id, limit)))
+        now = self._now()
+        page = [_waiting(row[0], row[1], row[2], row[3], now) for row in rows]
+        if len(rows) == limit:
+            return page, Position(at.priority, rows[-1][4], rows[-1][0])
+        lower = [priority for priority in QUEUES if priority < at.priority]
+        return page, Position(lower[0], 0, "") if lower else None
+
+    async def held(self, lease: Lease) -> list[Held]:
+        # By the writer, so that it sees what every claim before it has done.
+        return cast("list[Held]", await self._writer.call(self._held, lease))
+
+    # the reader threads
+
+    def _read(self, calls: list[Call]) -> None:
+        self._answer(self._read_db, calls)
+
+    def _read_slowly(self, calls: list[Call]) -> None:
+        self._answer(self._slow_db, calls)
+
+    def _answer(self, connection: sqlite3.Connection, calls: list[Call]) -> None:
+        for call in calls:
+            try:
+                call.succeed(call.verb(connection, call.argument))
+            except sqlite3.Error as error:
+                call.fail(_translate(error))
+
+    # the writer thread
+
+    def _commit(self, calls: list[Call]) -> None:
+        """Carry out a group in one transaction; where it fails, each call in one of its own."""
+        self._logs.clear()
+        began = time.perf_counter()
+        try:
+            with _transaction(self._db):
+                now = self._now()
+                for (verb, argument), same in _by_verb(calls):
+                    verb(argument, same, now)
+                self._write_logs(now)
+            self._on_commit(time.perf_counter() - began)
+        except Exception as error:  # noqa: BLE001 - a bug in one call must not end the others
+            failure = _translate(error)
+            if isinstance(failure, StoreDamaged):
+                _fail_all(calls, failure)
+                raise failure from None
+            if isinstance(failure, StoreUnavailable) or len(calls) == 1:
+                _fail_all(calls, failure)
+                return
+            for call in calls:
+                self._commit([call])
+
+    def _log(self, row: Log) -> None:
+        self._logs.append(row)
+
+    def _write_logs(self, now: int) -> None:
+        if self._log_id + len(self._logs) > self._log_ids_end:
+            self._reserve_log_ids()
+        values: list[Any] = []
+        for log_id, row in enumerate(self._logs, self._log_id):
+            values += (
+                row.task_id, log_id, row.log_type, row.from_status, row.to_status,
+                row.message, row.worker_id, row.attempt, now,
+            )  # fmt: skip
+        self._insert(INSERT_LOG, 9, values)
+        self._log_id += len(self._logs)
+
+    def _insert(self, sql: str, width: int, values: list[Any]) -> None:
+        """Insert rows of ``width`` values, in statements of 2^n rows, so that each is prepared only once."""
+        count, at = len(values) // width, 0
+        while count:
+            rows = min(512, 1 << (count.bit_length() - 1))
+            marks = "(" + ",".join("?" * width) + ")"
+            self._db.execute(sql + ",".join([marks] * rows), values[at : at + rows * width])
+            count -= rows
+            at += rows * width
+
+    def _rows(self, task_ids: Iterable[str]) -> dict[str, Row]:
+        text = self._db.execute(SELECT_ROWS, (_to_json(list(task_ids)),)).fetchone()[0]
+        return {row.task_id: row for row in _read_rows(text)}
+
+    def _apply(self, changes: list[Change]) -> None:
+        if changes:
+            self._db.execute(UPDATE_TASKS, (_to_json(changes),))
+
+    def _create(self, _: None, calls: list[Call], now: int) -> None:
+        keys = [task.idempotency_key for call in calls for task in call.rows if task.idempotency_key]
+        owners = self._owners(keys) if keys else {}
+        values: list[Any] = []
+        for call in calls:
+            fresh: list[NewTask] = []
+            mine: dict[str, tuple[str, str, str]] = {}
+            try:
+                receipts = [_receive(task, i, owners, mine, fresh, now) for i, task in enumerate(call.rows)]
+            except IdempotencyConflict as conflict:
+                call.fail(conflict)
+                continue
+            owners |= mine
+            call.succeed(receipts)
+            for task in fresh:
+                values += self._new_row(task, now)
+                self._log(decide.created(task))
+        self._insert(INSERT_TASK, 12, values)
+
+    def _owners(self, keys: list[str]) -> dict[str, tuple[str, str, str]]:
+        rows = self._db.execute(
+            "SELECT idempotency_key, task_id, task_type, payload FROM task "
+            "WHERE idempotency_key IN (SELECT value FROM json_each(?))",
+            (_to_json(keys),),
+        )
+        return {key: (task_id, task_type, payload) for key, task_id, task_type, payload in rows}
+
+    def _new_row(self, task: NewTask, now: int) -> tuple[Any, ...]:
+        settings = self._types.get(task.task_type, _DEFAULTS)
+        due_ms, scheduled_ms = decide.due(task, now)
+        return (
+            task.task_id, task.task_type, "PENDING", task.priority, task.payload_json,
+            settings.default_timeout if task.timeout is None else task.timeout,
+            settings.default_max_retry if task.max_retry is None else task.max_retry,
+            now, due_ms, scheduled_ms, due_ms + decide.SWEEP_FIRST, task.idempotency_key,
+        )  # fmt: skip
+
+    def _claim(self, lease: Lease, calls: list[Call], now: int) -> None:
+        wanted = [task_id for call in calls for task_id in call.rows]
+        found: dict[str, Task] = {}
+        for at in range(0, len(wanted), READ_SLICE):
+            text = self._db.execute(
+                _SELECT_CLAIMABLE, (lease.worker_id, now, _to_json(wanted[at : at + READ_SLICE]))
+            ).fetchone()[0]
+            found |= {task.task_id: task for task in _read_tasks(text)}
+        room = self._room(found.values()) if self._limited else {}
+        taken: list[Task] = []
+
+        def judge(task_id: str) -> Claimed | Refused:
+            task = found.pop(task_id, None)  # a second hint for the same task finds it gone
+            if task is None:
+                return Refused(Refusal.GONE)
+            if task.due_ms > now:
+                return Refused(Refusal.NOT_DUE, (task.due_ms - now) / 1000)
+            if task.task_type in room:
+                if room[task.task_type] <= 0:
+                    return Refused(Refusal.BLOCKED)
+                room[task.task_type] -= 1
+            taken.append(task)
+            self._log(decide.claimed(task_id, task.attempt, lease.worker_id))
+            return Claimed(task, self._types.get(task.task_type, _DEFAULTS))
+
+        for call in calls:
+            call.succeed([judge(task_id) for task_id in call.rows])
+        if taken:
+            ids = _to_json([task.task_id for task in taken])
+            self._db.execute(_UPDATE_CLAIMED, (lease.worker_id, lease.epoch, now, now + decide.OVERRUN, ids))
+
+    def _room(self, tasks: Iterable[Task]) -> dict[str, float]:
+        limited = {task.task_type for task in tasks} & self._limited
+        counts = {name: self._db.execute(_COUNT_RUNNING, (name,)).fetchone()[0] for name in limited}
+        room = {name: decide.room(self._types[name], count) for name, count in counts.items()}
+        return {name: left for name, left in room.items() if left is not None}
+
+    def _finish(self, _: None, calls: list[Call], now: int) -> None:
+        rows = self._rows(o.task_id for call in calls for o in call.rows)
+        self._judge(calls, lambda o: decide.finish(rows.get(o.task_id), o, now, self._log))
+
+    def _cancel(self, _: None, calls: list[Call], now: int) -> None:
+        rows = self._rows(task_id for call in calls for task_id in call.rows)
+        marked: list[str] = []
+
+        def judge(task_id: str) -> tuple[CancelVerdict, Change | None]:
+            verdict, change = decide.cancel(rows.get(task_id), now, self._log)
+            if change is None and verdict.changed:
+                marked.append(task_id)
+            return verdict, change
+
+        self._judge(calls, judge)
+        if marked:
+            self._db.execute(
+                "UPDATE task SET cancel_requested_at = ? WHERE task_id IN (SELECT value FROM json_each(?))",
+                (now, _to_json(marked)),
+            )
+
+    def _reopen(self, _: None, calls: list[Call], now: int) -> None:
+        rows = self._rows(task_id for call in calls for task_id in call.rows)
+
+        def judge(task_id: str) -> tuple[bool, Change | None]:
+            row = rows.get(task_id)
+            change = decide.reopen(row, now, self._log) if row else None
+            return change is not None, change
+
+        self._judge(calls, judge)
+        sql = f"SELECT {TASK_COLUMNS} FROM task WHERE task_id = ?"  # noqa: S608 - constants
+        for call in calls:
+            verdicts: list[bool] = call.result.unwrap()
+            after = [_fetch(self._db, (sql, (task_id,))) for task_id in call.rows]
+            call.succeed([Reopened(_task(r[0]) if r else None, ok) for r, ok in zip(after, verdicts, strict=True)])
+
+    def _recover(self, limit: int, calls: list[Call], now: int) -> None:
+        text = self._db.execute(_SELECT_LOST, (limit,)).fetchone()[0]
+        decisions = [decide.recover(row, now, 0, self._log) for row in _read_rows(text)]
+        self._apply([change for _, change in decisions])
+        _share(calls, [recovered for recovered, _ in decisions])
+
+    def _sweep(self, argument: tuple[tuple[int, ...], int], calls: list[Call], now: int) -> None:
+        priorities, limit = argument
+        found: list[Waiting] = []
+        for priority in priorities:
+            rows = self._db.execute(_SELECT_OVERDUE, (priority, now, limit)).fetchall()
+            if rows:
+                ids = _to_json([row[0] for row in rows])
+                self._db.execute(_UPDATE_SWEPT, (now, decide.SWEEP_FIRST, decide.SWEEP_MAX, ids))
+                found += [_waiting(row[0], row[1], row[2], row[3], now) for row in rows]
+        _share(calls, found)
+
+    def _note(self, _: None, calls: list[Call], now: int) -> None:
+        rows = self._rows({note.task_id for call in calls for note in call.rows})
+        progress: dict[str, str] = {}
+        for call in calls:
+            for note in call.rows:
+                row = rows.get(note.task_id)
+                if row is None or row.attempt != note.attempt or row.status is not Status.PROCESSING:
+                    continue
+                if note.message is not None:
+                    self._log(
+                        Log(
+                            note.task_id,
+                            note.log_type,
+                            None,
+                            None,
+                            note.message,
+                            note.worker_id,
+                            note.attempt,
+                        )
+                    )
+                if note.progress_json is not None:
+                    progress[note.task_id] = note.progress_json
+            call.succeed(None)
+        if progress:
+            self._db.execute(_UPDATE_PROGRESS, (_to_json(list(progress.items())),))
+
+    def _purge(self, argument: tuple[float, int], calls: list[Call], now: int) -> None:
+        older_than, limit = argument
+        ids = self._db.execute(
+            "SELECT json_group_array(task_id) FROM (SELECT task_id FROM task WHERE completed_at IS NOT NULL "
+            "AND completed_at < ? ORDER BY completed_at LIMIT ?)",
+            (now - round(older_than * 1000), limit),
+        ).fetchone()[0]
+        for table in ("task_logs", "task"):
+            removed = self._db.execute(
+                f"DELETE FROM {table} WHERE task_id IN (SELECT value FROM json_each(?))",  # noqa: S608
+                (ids,),
+            ).rowcount
+        _share(calls, removed)
+
+    def _register(self, argument: tuple[str, int, tuple[str, ...]], calls: list[Call], now: int) -> None:
+        worker_id, capacity, task_types = argument
+        self._db.execute(
+            "DELETE FROM worker_registry WHERE state != 'ALIVE' AND NOT EXISTS (SELECT 1 FROM task "
+            "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND task.worker_id = worker_registry.worker_id)"
+        )
+        self._db.execute("UPDATE worker_registry SET state = 'LOST' WHERE worker_id = ?", (worker_id,))
+        epoch = self._db.execute(
+            "UPDATE counter SET value = value + 1 WHERE name = 'epoch' RETURNING value"
+        ).fetchone()[0]
+        self._db.execute(
+            "INSERT INTO worker_registry VALUES (?, ?, 'ALIVE', ?, ?, ?)",
+            (worker_id, epoch, capacity, _to_json(task_types).decode(), now),
+        )
+        _share(calls, Lease(worker_id, epoch))
+
+    def _retire(self, lease: Lease, calls: list[Call], now: int) -> None:
+        self._db.execute(
+            "UPDATE worker_registry SET state = 'GONE' WHERE worker_id = ? AND epoch = ?",
+            (lease.worker_id, lease.epoch),
+        )
+        _share(calls, None)
+
+    def _held(self, lease: Lease, calls: list[Call], now: int) -> None:
+        sql = (
+            "SELECT task_id, attempt, started_at, cancel_requested_at IS NOT NULL FROM task "
+            "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND worker_id = ? AND worker_epoch = ?"
+        )
+        rows = _fetch(self._db, (sql, (lease.worker_id, lease.epoch)))
+        _share(calls, [Held(row[0], row[1], (now - row[2]) / 1000, bool(row[3])) for row in rows])
+
+    def _put_task_type(self, settings: TaskType, calls: list[Call], now: int) -> None:
+        self._db.execute(
+            "INSERT INTO task_config VALUES (?, ?) ON CONFLICT DO UPDATE SET settings = excluded.settings",
+            (settings.task_type, _to_json(settings).decode()),
+        )
+        # Seen by the verbs behind it in this group; were the commit to fail, the next put or start sets it right.
+        self._types[settings.task_type] = settings
+        self._find_limited()
+        _share(calls, None)
+
+    def _judge(self, calls: list[Call], judge: Callable[[Any], tuple[Any, Change | None]]) -> None:
+        """Have every row of every call judged; write the changes; give each call its verdicts."""
+        changes: dict[str, Change] = {}
+        for call in calls:
+            verdicts = []
+            for item in call.rows:
+                verdict, change = judge(item)
+                verdicts.append(verdict)
+                if change is not None:
+                    changes[change.task_id] = change
+            call.succeed(verdicts)
+        self._apply(list(changes.values()))
+
+
+_DEFAULTS = TaskType(task_type="")
+_COUNT_RUNNING = "SELECT count(*) FROM task WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND task_type = ?"
+_SELECT_CLAIMABLE = """
+SELECT json_group_array(json_array(task_id, task_type, 'PROCESSING', priority, payload, timeout, max_retry,
+  attempt + 1, retry_count, recoveries, releases, ?, created_at, due_at, scheduled_at, ?, NULL,
+  cancel_requested_at, NULL, NULL, NULL))
+FROM json_each(?) JOIN task ON task_id = value WHERE status = 'PENDING'
+"""
+_UPDATE_CLAIMED = """
+UPDATE task SET status = 'PROCESSING', attempt = attempt + 1, worker_id = ?, worker_epoch = ?, started_at = ?,
+  sweep_at = ? + CAST(timeout * 1000 AS INTEGER), progress = NULL
+WHERE task_id IN (SELECT value FROM json_each(?))
+"""
+_SELECT_LOST = f"""
+SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
+  SELECT * FROM task WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND (worker_id, worker_epoch) NOT IN (
+    SELECT worker_id, epoch FROM worker_registry WHERE state = 'ALIVE') LIMIT ?)
+"""  # noqa: S608 - constants
+_SELECT_OVERDUE = (
+    "SELECT task_id, task_type, priority, due_at FROM task WHERE status = 'PENDING' AND sweep_at IS NOT NULL "
+    "AND priority = ? AND sweep_at <= ? ORDER BY sweep_at, task_id LIMIT ?"
+)
+_UPDATE_SWEPT = (
+    "UPDATE task SET sweep_at = ?1 + min(max(?1 - due_at, ?2), ?3) "
+    "WHERE task_id IN (SELECT value FROM json_each(?4))"
+)
+_UPDATE_PROGRESS = (
+    "UPDATE task SET progress = note.value->>1 FROM json_each(?) AS note WHERE task_id = note.value->>0"
+)
+
+
+def _receive(
+    task: NewTask,
+    index: int,
+    owners: Mapping[str, tuple[str, str, str]],
+    mine: dict[str, tuple[str, str, str]],
+    fresh: list[NewTask],
+    now: int,
+) -> Created:
+    """Judge one task of a create by its idempotency key."""
+    key = task.idempotency_key
+    owner = None if key is None else mine.get(key) or owners.get(key)
+    if owner is not None:
+        if not decide.same_request(task, owner[1], owner[2]):
+            raise IdempotencyConflict(index, owner[0])
+        return Created(owner[0], replayed=True)
+    if key is not None:
+        mine[key] = (task.task_id, task.task_type, task.payload_json)
+    fresh.append(task)
+    return decide.receipt(task, decide.due(task, now)[0], now)
+
+
+def _by_verb(calls: list[Call]) -> Iterable[tuple[tuple[Callable[..., None], Any], list[Call]]]:
+    """The calls of a group by verb and argument. Their order means nothing: none waited for another."""
+    groups: dict[tuple[Any, Any], list[Call]] = {}
+    for call in calls:
+        groups.setdefault((call.verb, call.argument), []).append(call)
+    return groups.items()
+
+
+def _share(calls: list[Call], result: object) -> None:
+    """The first call gets the result; those joined to it by chance get the same."""
+    for call in calls:
+        call.succeed(result)
+
+
+def _fail_all(calls: list[Call], error: BaseException) -> None:
+    for call in calls:
+        call.fail(error)
+
+
+def _fetch(connection: sqlite3.Connection, query: tuple[str, tuple[object, ...]]) -> list[Any]:
+    return connection.execute(*query).fetchall()
+
+
+def _task(row: Sequence[Any]) -> Task:
+    return msgspec.convert(row, Task)
+
+
+def _waiting(task_id: str, task_type: str, priority: int, due_ms: int, now: int) -> Waiting:
+    return Waiting(task_id, task_type, priority, max(0, due_ms - now) / 1000)
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Any:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # A full disk makes SQLite roll back by itself.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _make_file(path: Path) -> None:
+    """Make a new store beside its place and put it there whole, so that no crash leaves half of one."""
+    if not path.absolute().parent.is_dir():
+        raise StartError(f"cannot make {path}: no folder {path.absolute().parent}")
+    draft = path.with_name(f"{path.name}.new-{os.getpid()}")
+    connection = sqlite3.connect(draft.absolute(), isolation_level=None)
+    try:
+        schema = resources.files("atm.stores").joinpath("sqlite.sql").read_text(encoding="utf-8")
+        connection.executescript(
+            f"PRAGMA journal_mode = WAL; PRAGMA application_id = {APPLICATION_ID};"
+            f"PRAGMA user_version = {SCHEMA_VERSION}; BEGIN; {schema} COMMIT;"
+        )
+        connection.close()
+        with contextlib.suppress(FileExistsError):  # another node was first; its file it is
+            os.link(draft, path)
+    finally:
+        connection.close()
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{draft}{suffix}").unlink(missing_ok=True)
+
+
+def _lock_file(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartError(f"{path} is in use by another node; a file serves one node at a time") from None
+
+
+def _check_file(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that is damaged, empty, another program's or a newer version's."""
+    if path.stat().st_size == 0:
+        raise StartError(f"{path} is empty, not a database: restore it, or remove it to start anew")
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if application != APPLICATION_ID:
+        raise StartError(f"{path} is a database of another program")
+    if version != SCHEMA_VERSION:
+        raise StartError(f"{path} has schema version {version}; this program knows {SCHEMA_VERSION}")
+    if path.stat().st_size <= CHECKED_SIZE:
+        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if verdict != "ok":
+            reason = " ".join(verdict.split())
+            raise StartError(f"{path} is damaged ({reason}): restore it from a backup")
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _translate(error: Exception) -> Exception:
+    """What a caller makes of an error of SQLite's; bugs stay what they are."""
+    if not isinstance(error, sqlite3.Error):
+        return error
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return StoreDamaged(f"the store is damaged: {error}")
+    if code in _OUTAGES:
+        return StoreUnavailable(f"the store cannot write: {_reason(error)}")
+    return error
+
+
+_OUTAGES = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return f"{error}; the file is damaged: restore it from a backup"
+    return str(error)
