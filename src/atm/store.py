@@ -190,7 +190,7 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
 
     priority: int
     sweep_ms: int
-    task_id: str
+    after: int
 
 
 class Store(Protocol):

@@ -25,8 +25,12 @@ OVERRUN = 10_000
 
 
 class Row(msgspec.Struct, array_like=True, gc=False):
-    """What a decision reads of a task; the order of the fields is the order of the stores' SELECT."""
+    """What a decision reads of a task; the order of the fields is the order of the stores' SELECT.
 
+    ``seq`` is the store's own short name of the task.
+    """
+
+    seq: int
     task_id: str
     task_type: str
     priority: int
@@ -40,14 +44,24 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     max_retry: int
 
 
+class End(msgspec.Struct, array_like=True, gc=False):
+    """What the end of a task by its last attempt writes: the hot case, so only what differs."""
+
+    seq: int
+    status: Status
+    result_json: str | None
+    error_json: str | None
+    progress_json: str | None
+
+
 class Change(msgspec.Struct, array_like=True, gc=False, kw_only=True):
-    """What a decision writes; the order of the fields is the order of the stores' UPDATE.
+    """What any other decision writes; the order of the fields is the order of the stores' UPDATE.
 
     ``keep_body`` leaves result, error and progress as they are; else they are set to what stands here,
     except that ``progress_json`` None leaves the progress of a task that is not opened anew.
     """
 
-    task_id: str
+    seq: int
     status: Status
     due_ms: int | None = None
     sweep_ms: int | None = None
@@ -65,7 +79,9 @@ class Change(msgspec.Struct, array_like=True, gc=False, kw_only=True):
 
 
 class Log(NamedTuple):
-    task_id: str
+    """A row for a task's log. Plain texts, not enums: drivers bind those several times as fast."""
+
+    seq: int
     log_type: str
     from_status: str | None
     to_status: str | None
@@ -79,16 +95,16 @@ AddLog = Callable[[Log], None]
 
 def step(row: Row, target: Status, message: str, log_type: LogType = LogType.STATE_CHANGE) -> Log:
     """The log row of a transition of this row."""
-    return Log(row.task_id, log_type, row.status, target, message, row.worker_id, row.attempt or None)
+    source, to = row.status._value_, target._value_
+    return Log(row.seq, log_type._value_, source, to, message, row.worker_id, row.attempt or None)
 
 
-def created(task: NewTask) -> Log:
-    return Log(task.task_id, LogType.STATE_CHANGE, None, Status.PENDING, "Task created", None, None)
+def created(seq: int) -> Log:
+    return Log(seq, "STATE_CHANGE", None, "PENDING", "Task created", None, None)
 
 
-def claimed(task_id: str, attempt: int, worker_id: str) -> Log:
-    message = "Task assigned to worker"
-    return Log(task_id, LogType.STATE_CHANGE, Status.PENDING, Status.PROCESSING, message, worker_id, attempt)
+def claimed(seq: int, attempt: int, worker_id: str) -> Log:
+    return Log(seq, "STATE_CHANGE", "PENDING", "PROCESSING", "Task assigned to worker", worker_id, attempt)
 
 
 def same_request(task: NewTask, task_type: str, payload_json: str) -> bool:
@@ -115,17 +131,17 @@ def receipt(task: NewTask, due_ms: int, now: int) -> Created:
     return Created(task.task_id, due_in=(due_ms - now) / 1000)
 
 
-def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Finished, Change | None]:
+def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Finished, Change | End | None]:
     """Judge how an attempt ended. The row is brought up to date, so that a repetition in the batch sees it."""
     if row is None or row.attempt != outcome.attempt:
         return Finished(None), None
     if row.status is not Status.PROCESSING:
         return Finished(row.status if row.status in _possible_ends(outcome) else None), None
     if outcome.details is not None:
-        log(Log(row.task_id, LogType.ERROR, None, None, outcome.details, row.worker_id, row.attempt))
+        log(Log(row.seq, "ERROR", None, None, outcome.details, row.worker_id, row.attempt))
     if row.cancel_requested_ms is not None:
         message = outcome.message if outcome.status is Status.CANCELLED else f"Cancelled; {outcome.message}"
-        return _end(row, Status.CANCELLED, outcome, message, now, log)
+        return _end(row, Status.CANCELLED, outcome, message, log)
     if outcome.status is Status.PENDING:
         row.releases += 1
         return Finished(Status.PENDING), _to_pending(row, outcome.message, now, 0, log)
@@ -138,7 +154,7 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
         change.keep_body = False
         change.error_json, change.progress_json = outcome.error_json, outcome.progress_json
         return Finished(Status.PENDING, outcome.retry_in), change
-    return _end(row, outcome.status, outcome, outcome.message, now, log)
+    return _end(row, outcome.status, outcome, outcome.message, log)
 
 
 def _possible_ends(outcome: Outcome) -> tuple[Status, ...]:
@@ -148,16 +164,11 @@ def _possible_ends(outcome: Outcome) -> tuple[Status, ...]:
     return (outcome.status, Status.CANCELLED)
 
 
-def _end(
-    row: Row, status: Status, outcome: Outcome, message: str, now: int, log: AddLog
-) -> tuple[Finished, Change]:
+def _end(row: Row, status: Status, outcome: Outcome, message: str, log: AddLog) -> tuple[Finished, End]:
     log(step(row, status, message))
     row.status = status
-    change = _change(row, completed_ms=now)
-    if status is not Status.CANCELLED:
-        change.result_json = outcome.result_json
-    change.error_json, change.progress_json = outcome.error_json, outcome.progress_json
-    return Finished(status), change
+    result = None if status is Status.CANCELLED else outcome.result_json
+    return Finished(status), End(row.seq, status, result, outcome.error_json, outcome.progress_json)
 
 
 def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Change | None]:
@@ -174,17 +185,7 @@ def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Chang
         verdict = CancelVerdict(CancelState.REQUESTED, row.status, row.worker_id, row.attempt, changed=first)
         if first:
             row.cancel_requested_ms = now
-            log(
-                Log(
-                    row.task_id,
-                    LogType.INFO,
-                    None,
-                    None,
-                    "Cancellation requested",
-                    row.worker_id,
-                    row.attempt,
-                )
-            )
+            log(Log(row.seq, "INFO", None, None, "Cancellation requested", row.worker_id, row.attempt))
         return verdict, None
     state = CancelState.CANCELLED if row.status is Status.CANCELLED else CancelState.TERMINAL
     return CancelVerdict(state, row.status), None
@@ -240,7 +241,7 @@ def _change(
     keep_body: bool = False,
 ) -> Change:
     return Change(
-        task_id=row.task_id,
+        seq=row.seq,
         status=row.status,
         due_ms=due_ms,
         sweep_ms=sweep_ms,

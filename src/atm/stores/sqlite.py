@@ -42,7 +42,7 @@ from atm.store import (
     Waiting,
 )
 from atm.stores import decide
-from atm.stores.decide import Change, Log, Row
+from atm.stores.decide import Change, End, Log, Row
 from atm.stores.serial import Call, SerialThread
 from atm.task import QUEUES, TERMINAL, Status, Task, TaskType
 
@@ -59,21 +59,24 @@ TASK_COLUMNS = (
     "result, error, progress"
 )
 ROW_COLUMNS = (
-    "task_id, task_type, priority, status, attempt, retry_count, recoveries, releases, cancel_requested_at, "
+    "seq, task_id, task_type, priority, status, attempt, retry_count, recoveries, releases, cancel_requested_at, "
     "worker_id, max_retry"
 )
 INSERT_TASK = (
-    "INSERT INTO task (task_id, task_type, status, priority, payload, timeout, max_retry, created_at, due_at, "
+    "INSERT INTO task (seq, task_id, task_type, status, priority, payload, timeout, max_retry, created_at, due_at, "
     "scheduled_at, sweep_at, idempotency_key) VALUES "
 )
-INSERT_LOG = "INSERT INTO task_logs VALUES "
+INSERT_LOG = (
+    "INSERT INTO task_logs (seq, log_type, from_status, to_status, message, worker_id, attempt, log_id, created_at) "
+    "VALUES "
+)
 SELECT_ROWS = (
     f"SELECT json_group_array(json_array({ROW_COLUMNS})) "  # noqa: S608 - constants
     "FROM json_each(?) JOIN task ON task_id = value"
 )
 UPDATE_TASKS = """
 WITH change AS MATERIALIZED (
-  SELECT value->>0 AS id, value->>1 AS status, value->>2 AS due_at, value->>3 AS sweep_at,
+  SELECT value->>0 AS seq, value->>1 AS status, value->>2 AS due_at, value->>3 AS sweep_at,
     value->>4 AS completed_at, value->>5 AS retry_count, value->>6 AS recoveries, value->>7 AS releases,
     value->>8 AS cancel_requested_at, value->>9 AS worker_id, value->>10 AS keep_body,
     value->>11 AS result, value->>12 AS error, value->>13 AS progress, value->>14 AS opened
@@ -86,11 +89,16 @@ UPDATE task SET status = change.status, due_at = coalesce(change.due_at, task.du
   result = CASE WHEN change.keep_body THEN task.result ELSE change.result END,
   error = CASE WHEN change.keep_body THEN task.error ELSE change.error END,
   progress = CASE WHEN change.opened THEN NULL ELSE coalesce(change.progress, task.progress) END
-FROM change WHERE task.task_id = change.id
+FROM change WHERE task.seq = change.seq
+"""
+UPDATE_ENDED = """
+UPDATE task SET status = ended.value->>1, sweep_at = NULL, completed_at = ?, result = ended.value->>2,
+  error = ended.value->>3, progress = coalesce(ended.value->>4, progress)
+FROM json_each(?) AS ended WHERE seq = ended.value->>0
 """
 
 _to_json = msgspec.json.Encoder().encode
-_read_tasks = msgspec.json.Decoder(list[Task]).decode
+_read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode
 _read_rows = msgspec.json.Decoder(list[Row]).decode
 T = TypeVar("T")
 R = TypeVar("R")
@@ -136,7 +144,8 @@ class SqliteStore:
         self._types: dict[str, TaskType] = {}
         self._limited: frozenset[str] = frozenset()
         self._logs: list[Log] = []
-        self._log_id = self._log_ids_end = 0
+        self._log_id = self._log_ids_end = self._seq = 0
+        self._statements: dict[tuple[str, int], str] = {}
 
     # life
 
@@ -199,6 +208,7 @@ class SqliteStore:
             for name, settings in self._db.execute("SELECT task_type, settings FROM task_config"):
                 self._types[name] = msgspec.json.decode(settings, type=TaskType)
             self._reserve_log_ids()
+            self._seq = self._db.execute("SELECT coalesce(max(seq), 0) FROM task").fetchone()[0]
         self._find_limited()
 
     def _reserve_log_ids(self) -> None:
@@ -274,7 +284,7 @@ class SqliteStore:
     async def logs(self, task_id: str) -> list[LogRow] | None:
         sql = (
             "SELECT log_id, log_type, from_status, to_status, message, worker_id, attempt, created_at "
-            "FROM task_logs WHERE task_id = ? ORDER BY log_id"
+            "FROM task_logs WHERE seq = (SELECT seq FROM task WHERE task_id = ?) ORDER BY log_id"
         )
         rows = await self._reader.call(_fetch, (sql, (task_id,)))
         # A task is created with its first log row, so no rows means no task.
@@ -312,19 +322,19 @@ class SqliteStore:
         return cast("int", rows[0][0])
 
     async def waiting(self, after: Position | None, limit: int) -> tuple[list[Waiting], Position | None]:
-        at = after or Position(max(QUEUES), 0, "")
+        at = after or Position(max(QUEUES), 0, 0)
         sql = (
-            "SELECT task_id, task_type, priority, due_at, sweep_at FROM task "
-            "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND (sweep_at, task_id) > (?, ?) "
-            "ORDER BY sweep_at, task_id LIMIT ?"
+            "SELECT task_id, task_type, priority, due_at, sweep_at, seq FROM task "
+            "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND (sweep_at, seq) > (?, ?) "
+            "ORDER BY sweep_at, seq LIMIT ?"
         )
-        rows = await self._slow_reader.call(_fetch, (sql, (at.priority, at.sweep_ms, at.task_id, limit)))
+        rows = await self._slow_reader.call(_fetch, (sql, (at.priority, at.sweep_ms, at.after, limit)))
         now = self._now()
         page = [_waiting(row[0], row[1], row[2], row[3], now) for row in rows]
         if len(rows) == limit:
-            return page, Position(at.priority, rows[-1][4], rows[-1][0])
+            return page, Position(at.priority, rows[-1][4], rows[-1][5])
         lower = [priority for priority in QUEUES if priority < at.priority]
-        return page, Position(lower[0], 0, "") if lower else None
+        return page, Position(lower[0], 0, 0) if lower else None
 
     async def held(self, lease: Lease) -> list[Held]:
         # By the writer, so that it sees what every claim before it has done.
@@ -377,10 +387,8 @@ class SqliteStore:
             self._reserve_log_ids()
         values: list[Any] = []
         for log_id, row in enumerate(self._logs, self._log_id):
-            values += (
-                row.task_id, log_id, row.log_type, row.from_status, row.to_status,
-                row.message, row.worker_id, row.attempt, now,
-            )  # fmt: skip
+            values += row
+            values += (log_id, now)
         self._insert(INSERT_LOG, 9, values)
         self._log_id += len(self._logs)
 
@@ -389,8 +397,11 @@ class SqliteStore:
         count, at = len(values) // width, 0
         while count:
             rows = min(512, 1 << (count.bit_length() - 1))
-            marks = "(" + ",".join("?" * width) + ")"
-            self._db.execute(sql + ",".join([marks] * rows), values[at : at + rows * width])
+            statement = self._statements.get((sql, rows))
+            if statement is None:
+                marks = "(" + ",".join("?" * width) + ")"
+                statement = self._statements[sql, rows] = sql + ",".join([marks] * rows)
+            self._db.execute(statement, values[at : at + rows * width])
             count -= rows
             at += rows * width
 
@@ -398,9 +409,18 @@ class SqliteStore:
         text = self._db.execute(SELECT_ROWS, (_to_json(list(task_ids)),)).fetchone()[0]
         return {row.task_id: row for row in _read_rows(text)}
 
-    def _apply(self, changes: list[Change]) -> None:
-        if changes:
-            self._db.execute(UPDATE_TASKS, (_to_json(changes),))
+    def _apply(self, changes: Iterable[Change | End], now: int) -> None:
+        ends: list[End] = []
+        others: list[Change] = []
+        for change in changes:
+            if isinstance(change, End):
+                ends.append(change)
+            else:
+                others.append(change)
+        if ends:
+            self._db.execute(UPDATE_ENDED, (now, _to_json(ends)))
+        if others:
+            self._db.execute(UPDATE_TASKS, (_to_json(others),))
 
     def _create(self, _: None, calls: list[Call], now: int) -> None:
         keys = [task.idempotency_key for call in calls for task in call.rows if task.idempotency_key]
@@ -418,8 +438,8 @@ class SqliteStore:
             call.succeed(receipts)
             for task in fresh:
                 values += self._new_row(task, now)
-                self._log(decide.created(task))
-        self._insert(INSERT_TASK, 12, values)
+                self._log(decide.created(self._seq))
+        self._insert(INSERT_TASK, 13, values)
 
     def _owners(self, keys: list[str]) -> dict[str, tuple[str, str, str]]:
         rows = self._db.execute(
@@ -432,8 +452,9 @@ class SqliteStore:
     def _new_row(self, task: NewTask, now: int) -> tuple[Any, ...]:
         settings = self._types.get(task.task_type, _DEFAULTS)
         due_ms, scheduled_ms = decide.due(task, now)
+        self._seq += 1
         return (
-            task.task_id, task.task_type, "PENDING", task.priority, task.payload_json,
+            self._seq, task.task_id, task.task_type, "PENDING", task.priority, task.payload_json,
             settings.default_timeout if task.timeout is None else task.timeout,
             settings.default_max_retry if task.max_retry is None else task.max_retry,
             now, due_ms, scheduled_ms, due_ms + decide.SWEEP_FIRST, task.idempotency_key,
@@ -441,34 +462,36 @@ class SqliteStore:
 
     def _claim(self, lease: Lease, calls: list[Call], now: int) -> None:
         wanted = [task_id for call in calls for task_id in call.rows]
-        found: dict[str, Task] = {}
+        found: dict[str, tuple[int, Task]] = {}
         for at in range(0, len(wanted), READ_SLICE):
             text = self._db.execute(
                 _SELECT_CLAIMABLE, (lease.worker_id, now, _to_json(wanted[at : at + READ_SLICE]))
             ).fetchone()[0]
-            found |= {task.task_id: task for task in _read_tasks(text)}
-        room = self._room(found.values()) if self._limited else {}
-        taken: list[Task] = []
+            for item in _read_claimable(text):
+                found[item[1].task_id] = item
+        room = self._room(task for _, task in found.values()) if self._limited else {}
+        taken: list[int] = []
 
         def judge(task_id: str) -> Claimed | Refused:
-            task = found.pop(task_id, None)  # a second hint for the same task finds it gone
-            if task is None:
-                return Refused(Refusal.GONE)
+            item = found.pop(task_id, None)  # a second hint for the same task finds it gone
+            if item is None:
+                return _GONE
+            seq, task = item
             if task.due_ms > now:
                 return Refused(Refusal.NOT_DUE, (task.due_ms - now) / 1000)
             if task.task_type in room:
                 if room[task.task_type] <= 0:
-                    return Refused(Refusal.BLOCKED)
+                    return _BLOCKED
                 room[task.task_type] -= 1
-            taken.append(task)
-            self._log(decide.claimed(task_id, task.attempt, lease.worker_id))
+            taken.append(seq)
+            self._log(decide.claimed(seq, task.attempt, lease.worker_id))
             return Claimed(task, self._types.get(task.task_type, _DEFAULTS))
 
         for call in calls:
             call.succeed([judge(task_id) for task_id in call.rows])
         if taken:
-            ids = _to_json([task.task_id for task in taken])
-            self._db.execute(_UPDATE_CLAIMED, (lease.worker_id, lease.epoch, now, now + decide.OVERRUN, ids))
+            overrun = now + decide.OVERRUN
+            self._db.execute(_UPDATE_CLAIMED, (lease.worker_id, lease.epoch, now, overrun, _to_json(taken)))
 
     def _room(self, tasks: Iterable[Task]) -> dict[str, float]:
         limited = {task.task_type for task in tasks} & self._limited
@@ -478,7 +501,7 @@ class SqliteStore:
 
     def _finish(self, _: None, calls: list[Call], now: int) -> None:
         rows = self._rows(o.task_id for call in calls for o in call.rows)
-        self._judge(calls, lambda o: decide.finish(rows.get(o.task_id), o, now, self._log))
+        self._judge(calls, lambda o: decide.finish(rows.get(o.task_id), o, now, self._log), now)
 
     def _cancel(self, _: None, calls: list[Call], now: int) -> None:
         rows = self._rows(task_id for call in calls for task_id in call.rows)
@@ -490,7 +513,7 @@ class SqliteStore:
                 marked.append(task_id)
             return verdict, change
 
-        self._judge(calls, judge)
+        self._judge(calls, judge, now)
         if marked:
             self._db.execute(
                 "UPDATE task SET cancel_requested_at = ? WHERE task_id IN (SELECT value FROM json_each(?))",
@@ -505,7 +528,7 @@ class SqliteStore:
             change = decide.reopen(row, now, self._log) if row else None
             return change is not None, change
 
-        self._judge(calls, judge)
+        self._judge(calls, judge, now)
         sql = f"SELECT {TASK_COLUMNS} FROM task WHERE task_id = ?"  # noqa: S608 - constants
         for call in calls:
             verdicts: list[bool] = call.result.unwrap()
@@ -515,7 +538,7 @@ class SqliteStore:
     def _recover(self, limit: int, calls: list[Call], now: int) -> None:
         text = self._db.execute(_SELECT_LOST, (limit,)).fetchone()[0]
         decisions = [decide.recover(row, now, 0, self._log) for row in _read_rows(text)]
-        self._apply([change for _, change in decisions])
+        self._apply([change for _, change in decisions], now)
         _share(calls, [recovered for recovered, _ in decisions])
 
     def _sweep(self, argument: tuple[tuple[int, ...], int], calls: list[Call], now: int) -> None:
@@ -539,15 +562,7 @@ class SqliteStore:
                     continue
                 if note.message is not None:
                     self._log(
-                        Log(
-                            note.task_id,
-                            note.log_type,
-                            None,
-                            None,
-                            note.message,
-                            note.worker_id,
-                            note.attempt,
-                        )
+                        Log(row.seq, note.log_type._value_, None, None, note.message, note.worker_id, note.attempt)
                     )
                 if note.progress_json is not None:
                     progress[note.task_id] = note.progress_json
@@ -558,13 +573,13 @@ class SqliteStore:
     def _purge(self, argument: tuple[float, int], calls: list[Call], now: int) -> None:
         older_than, limit = argument
         ids = self._db.execute(
-            "SELECT json_group_array(task_id) FROM (SELECT task_id FROM task WHERE completed_at IS NOT NULL "
+            "SELECT json_group_array(seq) FROM (SELECT seq FROM task WHERE completed_at IS NOT NULL "
             "AND completed_at < ? ORDER BY completed_at LIMIT ?)",
             (now - round(older_than * 1000), limit),
         ).fetchone()[0]
         for table in ("task_logs", "task"):
             removed = self._db.execute(
-                f"DELETE FROM {table} WHERE task_id IN (SELECT value FROM json_each(?))",  # noqa: S608
+                f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))",  # noqa: S608
                 (ids,),
             ).rowcount
         _share(calls, removed)
@@ -610,32 +625,34 @@ class SqliteStore:
         self._find_limited()
         _share(calls, None)
 
-    def _judge(self, calls: list[Call], judge: Callable[[Any], tuple[Any, Change | None]]) -> None:
+    def _judge(self, calls: list[Call], judge: Callable[[Any], tuple[Any, Change | End | None]], now: int) -> None:
         """Have every row of every call judged; write the changes; give each call its verdicts."""
-        changes: dict[str, Change] = {}
+        changes: dict[int, Change | End] = {}
         for call in calls:
             verdicts = []
             for item in call.rows:
                 verdict, change = judge(item)
                 verdicts.append(verdict)
                 if change is not None:
-                    changes[change.task_id] = change
+                    changes[change.seq] = change
             call.succeed(verdicts)
-        self._apply(list(changes.values()))
+        self._apply(changes.values(), now)
 
 
+_GONE = Refused(Refusal.GONE)
+_BLOCKED = Refused(Refusal.BLOCKED)
 _DEFAULTS = TaskType(task_type="")
 _COUNT_RUNNING = "SELECT count(*) FROM task WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND task_type = ?"
 _SELECT_CLAIMABLE = """
-SELECT json_group_array(json_array(task_id, task_type, 'PROCESSING', priority, payload, timeout, max_retry,
-  attempt + 1, retry_count, recoveries, releases, ?, created_at, due_at, scheduled_at, ?, NULL,
-  cancel_requested_at, NULL, NULL, NULL))
+SELECT json_group_array(json_array(seq, json_array(task_id, task_type, 'PROCESSING', priority, payload, timeout,
+  max_retry, attempt + 1, retry_count, recoveries, releases, ?, created_at, due_at, scheduled_at, ?, NULL,
+  cancel_requested_at, NULL, NULL, NULL)))
 FROM json_each(?) JOIN task ON task_id = value WHERE status = 'PENDING'
 """
 _UPDATE_CLAIMED = """
 UPDATE task SET status = 'PROCESSING', attempt = attempt + 1, worker_id = ?, worker_epoch = ?, started_at = ?,
   sweep_at = ? + CAST(timeout * 1000 AS INTEGER), progress = NULL
-WHERE task_id IN (SELECT value FROM json_each(?))
+WHERE seq IN (SELECT value FROM json_each(?))
 """
 _SELECT_LOST = f"""
 SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
@@ -644,7 +661,7 @@ SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
 """  # noqa: S608 - constants
 _SELECT_OVERDUE = (
     "SELECT task_id, task_type, priority, due_at FROM task WHERE status = 'PENDING' AND sweep_at IS NOT NULL "
-    "AND priority = ? AND sweep_at <= ? ORDER BY sweep_at, task_id LIMIT ?"
+    "AND priority = ? AND sweep_at <= ? ORDER BY sweep_at, seq LIMIT ?"
 )
 _UPDATE_SWEPT = (
     "UPDATE task SET sweep_at = ?1 + min(max(?1 - due_at, ?2), ?3) "

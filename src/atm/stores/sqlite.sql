@@ -1,6 +1,8 @@
 -- The embedded store: one file, the twin of schema.sql. Times are milliseconds since 1970.
+-- `seq` is a task's short name inside this file: it keeps indexes and log rows small.
 CREATE TABLE task (
-  task_id             TEXT NOT NULL PRIMARY KEY,
+  seq                 INTEGER PRIMARY KEY,
+  task_id             TEXT NOT NULL UNIQUE,
   task_type           TEXT NOT NULL,
   status              TEXT NOT NULL,
   priority            INTEGER NOT NULL,
@@ -24,17 +26,18 @@ CREATE TABLE task (
   error               TEXT,
   progress            TEXT,
   idempotency_key     TEXT
-) WITHOUT ROWID;
+);
 
 -- Live work only: claims by sweep, recovery, the lists of waiting and running tasks.
-CREATE INDEX task_live ON task (status, priority, sweep_at, task_id) WHERE sweep_at IS NOT NULL;
+CREATE INDEX task_live ON task (status, priority, sweep_at) WHERE sweep_at IS NOT NULL;
 CREATE INDEX task_type_newest ON task (task_type, task_id);
 CREATE INDEX task_unsuccessful ON task (status, task_id) WHERE status IN ('FAILED', 'TIMEOUT', 'CANCELLED');
 CREATE INDEX task_ended ON task (completed_at) WHERE completed_at IS NOT NULL;
 CREATE UNIQUE INDEX task_idempotency ON task (idempotency_key) WHERE idempotency_key IS NOT NULL;
 
+-- Of the task with this seq.
 CREATE TABLE task_logs (
-  task_id     TEXT NOT NULL,
+  seq         INTEGER NOT NULL,
   log_id      INTEGER NOT NULL,
   log_type    TEXT NOT NULL,
   from_status TEXT,
@@ -43,7 +46,7 @@ CREATE TABLE task_logs (
   worker_id   TEXT,
   attempt     INTEGER,
   created_at  INTEGER NOT NULL,
-  PRIMARY KEY (task_id, log_id)
+  PRIMARY KEY (seq, log_id)
 ) WITHOUT ROWID;
 
 -- One row a configured task type: its settings as JSON, read whole at start.
