@@ -24,6 +24,7 @@ from atm.errors import ConfigError
 ENV_PREFIX = "ATM_"
 ENV_OTHERS = frozenset({"ATM_CONFIG", "ATM_URL", "ATM_API_KEY"})
 DEFAULT_FILE = "config.yaml"
+LIST_KEYS = frozenset({"executors", "worker.supported_types", "server.allowed_hosts"})
 SECRET_KEYS = frozenset({"password", "api_keys", "url"})
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
@@ -216,15 +217,29 @@ def _read(path: Path, *, required: bool) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("", f"cannot read {path}: {error}") from None
     try:
-        loaded = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError("", f"{path} is not valid YAML: {reason}") from None
+        loaded = _parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError("", f"{path} is not valid YAML: {error}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError("", f"{path} must hold keys and values, as in 'server: {{port: 8080}}'")
     return loaded
+
+
+def _parse_yaml(text: str) -> Any:
+    """Raises ValueError that tells the place, but not the text: it may be a secret's."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        marks = [mark for mark in (error.context_mark, error.problem_mark) if mark is not None]
+        where = " to ".join(dict.fromkeys(f"line {mark.line + 1}, column {mark.column + 1}" for mark in marks))
+        raise ValueError(f"{error.problem or error.context} ({where})") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    # The loader lets slip what the constructors of odd tags and keys raise.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{type(error).__name__} while reading it") from None
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -233,10 +248,12 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.YAMLError(f"key {key!r} is given twice (line {key_node.start_mark.line + 1})")
-            seen.add(key)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key_node.start_mark)
+            if key_node.value in seen:
+                problem = f"key {key_node.value!r} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -253,14 +270,14 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
 
 
 def _environment_value(name: str, key: str, text: str) -> object:
-    if key in ("worker.supported_types", "server.allowed_hosts") and not text.lstrip().startswith("["):
+    if key in LIST_KEYS and not text.lstrip().startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]
-    if text.lstrip()[:1] in ("[", "{"):
+    if key in LIST_KEYS:
         try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(name, "is not a valid list or mapping") from None
-    return None if text == "null" else text
+            return _parse_yaml(text)
+        except ValueError as error:
+            raise ConfigError(name, f"is not a list: {error}") from None
+    return None if text == "null" and key.rpartition(".")[2] not in SECRET_KEYS else text
 
 
 def _assign(settings: dict[str, Any], key: str, value: object) -> None:

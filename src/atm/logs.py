@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -77,15 +78,26 @@ def tear_down(handlers: list[logging.Handler]) -> None:
     root.propagate = True
     for handler in handlers:
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk; the handler has told it
+            handler.close()
+
+
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log file that cannot be written is told once, in one line; the node goes on."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        if not self._told:
+            self._told = True
+            reason = sys.exc_info()[1]
+            sys.stderr.write(f"atm: cannot write the log file {self.baseFilename}: {reason}\n")
 
 
 def _file_handler(path: Path) -> logging.Handler:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=MAX_FILE, backupCount=KEPT_FILES, encoding="utf-8"
-        )
+        handler = _LogFile(path, maxBytes=MAX_FILE, backupCount=KEPT_FILES, encoding="utf-8")
     except OSError as error:
         raise StartError(f"log.file: cannot write {path}: {(error.strerror or str(error)).lower()}") from None
     handler.setFormatter(JsonFormatter())

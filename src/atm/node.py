@@ -20,7 +20,7 @@ from atm.api.server import IN_FLIGHT_PATIENCE, Server, bind, metrics_app, url_of
 from atm.api.waiters import Waiters
 from atm.config import Config
 from atm.coordinators.local import LocalCoordinator
-from atm.errors import AtmError, leaf_of
+from atm.errors import AtmError, StartError, leaf_of
 from atm.executor import Executor, Registry
 from atm.executors import loading
 from atm.health import Health
@@ -37,6 +37,14 @@ CANCEL_MARGIN = 2.0
 
 SWITCH_INTERVAL = 0.0005
 """Seconds; with Python's default of 5 ms the store's writer waits ten times as long beside a busy loop."""
+
+
+async def _open(stack: contextlib.AsyncExitStack, executor: Executor) -> None:
+    try:
+        await stack.enter_async_context(executor)
+    except Exception as error:
+        name = executor.type or type(executor).__name__
+        raise StartError(f"executor {name} cannot be opened: {type(error).__name__}: {error}") from error
 
 
 class Node:
@@ -130,7 +138,7 @@ class Node:
             parts.servers.append(Server(metrics_app(metrics), metrics_socket, config.server.allowed_hosts))
         if config.worker.enabled:
             for executor in registry.executors():
-                await stack.enter_async_context(executor)
+                await _open(stack, executor)
             parts.worker = Worker(
                 store,
                 coordinator,
@@ -149,7 +157,7 @@ class Node:
             + supervisor.RECORD_PATIENCE
             + 2 * IN_FLIGHT_PATIENCE
         )
-        with stop_on_signals(stop, overtime):
+        with stop_on_signals(stop, overtime) as parts.limit_dying:
             await supervise(parts, stop, task_status)
 
     def _executors(self) -> Registry:

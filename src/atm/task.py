@@ -165,13 +165,15 @@ def legal_path(steps: Iterable[tuple[str | None, str | None]]) -> Status | None:
 
 _last_id_ms = 0
 _last_id_counter = 0
+_randomness = bytearray()
+os.register_at_fork(after_in_child=_randomness.clear)
 
 
 def new_task_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7): ids made by one process sort in the order they were made.
 
     The 12 bits after the time count within the millisecond (method 1 of section 6.2); when they run
-    over, the time field moves ahead.
+    over, the time field moves ahead. Randomness is fetched for many ids at a time.
     """
     global _last_id_ms, _last_id_counter
     now = time.time_ns() // 1_000_000
@@ -181,6 +183,9 @@ def new_task_id() -> str:
         _last_id_counter += 1
         if _last_id_counter > 0xFFF:
             _last_id_ms, _last_id_counter = _last_id_ms + 1, 0
-    tail = int.from_bytes(os.urandom(8)) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
+    if not _randomness:
+        _randomness.extend(os.urandom(8 * 128))
+    tail = int.from_bytes(_randomness[-8:]) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
+    del _randomness[-8:]
     text = f"{_last_id_ms:012x}7{_last_id_counter:03x}{tail:016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

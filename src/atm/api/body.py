@@ -24,6 +24,9 @@ MAX_BATCH = 16 * 1024 * 1024
 """Bytes."""
 
 MAX_BATCH_TASKS = 1000
+MAX_PROBLEMS = 100
+"""Problems that one answer lists at the most."""
+
 MAX_DEPTH = 64
 """Levels of a payload, itself included."""
 
@@ -47,11 +50,16 @@ class _Payload(msgspec.Struct):
     payload: msgspec.Raw = msgspec.Raw(b"{}")
 
 
+class _Payloads(msgspec.Struct):
+    tasks: list[_Payload]
+
+
 class _Tasks(msgspec.Struct):
     tasks: list[msgspec.Raw]
 
 
 _cut_payload = msgspec.json.Decoder(_Payload).decode
+_cut_payloads = msgspec.json.Decoder(_Payloads).decode
 _cut_tasks = msgspec.json.Decoder(_Tasks).decode
 
 
@@ -125,10 +133,11 @@ def new_task(body: bytes, fields: dict[str, Any], header_key: str | None) -> New
     problems: Problems = []
     if header_key is not None and fields.setdefault("idempotency_key", header_key) != header_key:
         problems.append(("idempotency_key", "differs from the Idempotency-Key header"))
-    task = _task(body, fields, "", problems)
-    if task is None:
+    _check(fields, "", problems)
+    if problems:
         raise invalid(*problems)
-    return task
+    payload = bytes(_cut_payload(body).payload).decode()
+    return _build(fields, payload, "")
 
 
 def new_tasks(body: bytes, fields: dict[str, Any]) -> list[NewTask]:
@@ -139,58 +148,57 @@ def new_tasks(body: bytes, fields: dict[str, Any]) -> list[NewTask]:
         problems.append(("tasks", "must be a list" if "tasks" in fields else "is required"))
     elif not 1 <= len(items) <= MAX_BATCH_TASKS:
         problems.append(("tasks", f"must hold 1 to {MAX_BATCH_TASKS} tasks, not {len(items)}"))
+    else:
+        _check_all(items, problems)
     if problems:
         raise invalid(*problems)
+    if len(body) > MAX_TASK:
+        for index, raw in enumerate(_cut_tasks(body).tasks):
+            if len(bytes(raw)) > MAX_TASK:
+                raise _too_large(f"tasks[{index}]", MAX_TASK)
+    payloads = [bytes(task.payload).decode() for task in _cut_payloads(body).tasks]
     assert isinstance(items, list)
-    tasks = []
-    for index, (raw, item) in enumerate(zip(_cut_tasks(body).tasks, items, strict=True)):
-        where = f"tasks[{index}]"
-        if len(bytes(raw)) > MAX_TASK:
-            raise _too_large(where, MAX_TASK)
-        if not isinstance(item, dict):
-            problems.append((where, "must be an object"))
-            continue
-        task = _task(bytes(raw), item, where + ".", problems)
-        if task is not None:
-            tasks.append(task)
-        if len(problems) >= 100:
-            break
-    if problems:
-        raise invalid(*problems)
-    return tasks
+    return [_build(item, payloads[index], f"tasks[{index}].") for index, item in enumerate(items)]
 
 
-def _task(body: bytes, fields: dict[str, Any], prefix: str, problems: Problems) -> NewTask | None:
-    found: Problems = []
+def _check_all(items: list[Any], problems: Problems) -> None:
+    for index, item in enumerate(items):
+        if isinstance(item, dict):
+            _check(item, f"tasks[{index}].", problems)
+        else:
+            problems.append((f"tasks[{index}]", "must be an object"))
+        if len(problems) >= MAX_PROBLEMS:
+            return
+
+
+def _check(fields: dict[str, Any], prefix: str, problems: Problems) -> None:
     for name, value in fields.items():
         check = _FIELDS.get(name)
         reason = "unknown field" if check is None else check(value)
         if reason:
-            found.append((prefix + name, reason))
+            problems.append((prefix + name, reason))
     if "task_type" not in fields:
-        found.append((prefix + "task_type", "is required"))
+        problems.append((prefix + "task_type", "is required"))
     if "delay" in fields and "scheduled_at" in fields:
-        found.append((prefix + "scheduled_at", "cannot be given together with delay"))
-    payload = "{}"
-    if "payload" in fields and not found:
-        payload = bytes(_cut_payload(body).payload).decode()
-        # Only a payload with that many brackets can be that deep.
-        if payload.count("{") + payload.count("[") > MAX_DEPTH and _depth(fields["payload"]) > MAX_DEPTH:
-            found.append((prefix + "payload", f"is nested deeper than {MAX_DEPTH} levels"))
-    if found:
-        problems.extend(found)
-        return None
-    scheduled_at = fields.get("scheduled_at")
+        problems.append((prefix + "scheduled_at", "cannot be given together with delay"))
+
+
+def _build(fields: dict[str, Any], payload: str, prefix: str) -> NewTask:
+    """The task of checked fields; ``payload`` is its text as it stands in the body."""
+    # Only a payload with that many brackets can be that deep.
+    if payload.count("{") + payload.count("[") > MAX_DEPTH and _depth(fields["payload"]) > MAX_DEPTH:
+        raise invalid((f"{prefix}payload", f"is nested deeper than {MAX_DEPTH} levels"))
+    get = fields.get
     return NewTask(
         task_id=new_task_id(),
         task_type=fields["task_type"],
         payload_json=payload,
-        priority=fields.get("priority", 0),
-        timeout=fields.get("timeout"),
-        max_retry=fields.get("max_retry"),
-        delay=fields.get("delay"),
-        scheduled_ms=None if scheduled_at is None else milliseconds(scheduled_at),
-        idempotency_key=fields.get("idempotency_key"),
+        priority=get("priority", 0),
+        timeout=get("timeout"),
+        max_retry=get("max_retry"),
+        delay=get("delay"),
+        scheduled_ms=milliseconds(fields["scheduled_at"]) if "scheduled_at" in fields else None,
+        idempotency_key=get("idempotency_key"),
     )
 
 

@@ -10,6 +10,7 @@ Why an attempt ended is read from Trio itself: ``Cancelled.source`` and ``.reaso
 from __future__ import annotations
 
 import json
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,13 +40,13 @@ class Run:
 
     __slots__ = ("context", "ended_at", "executor", "outcome", "scope", "settings", "started_at", "task")
 
-    def __init__(self, task: Task, settings: TaskType, executor: Executor) -> None:
+    def __init__(self, task: Task, settings: TaskType, executor: Executor, now: float) -> None:
         self.task = task
         self.settings = settings
         self.executor = executor
-        self.started_at = trio.current_time()
+        self.started_at = now
         self.ended_at: float | None = None
-        self.scope = trio.CancelScope(deadline=self.started_at + task.timeout)
+        self.scope = trio.CancelScope(deadline=now + task.timeout)
         self.context: Context
         self.outcome: Outcome
 
@@ -72,20 +73,30 @@ async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
                 error = caught
                 raise
     except BaseException as escaped:  # noqa: BLE001 - whatever user code raises, the worker lives
-        outside = _only_cancelled(escaped)
+        outside = _from_outside(escaped)
     run.ended_at = trio.current_time()
-    if error is None:
-        run.outcome = _judge_value(run, value)
-    elif outside is not None:
-        run.outcome = _released(run, error)
-    else:
-        run.outcome = _judge_error(run, error)
+    try:
+        if error is None:
+            run.outcome = _judge_value(run, value)
+        elif outside is not None:
+            run.outcome = _released(run, outside)
+        else:
+            run.outcome = _judge_error(run, error)
+    except Exception as odd:  # noqa: BLE001 - methods of the user's values and errors run while they are judged
+        reason = f"what the executor returned or raised cannot be told: {_text_of(odd)}"
+        run.outcome = _failure(run, Status.FAILED, type(odd).__name__, reason)
     ended(run)
     if outside is not None:
         raise outside
 
 
-def _only_cancelled(error: BaseException) -> BaseException | None:
+def _from_outside(error: BaseException) -> BaseException | None:
+    """The part of what escaped the run's scope that belongs to a scope around it.
+
+    A Cancelled that user code has kept from a scope of its own and raises again belongs to nobody.
+    """
+    if trio.current_effective_deadline() > -math.inf:
+        return None
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[0]
     return error if isinstance(error, trio.Cancelled) else None
@@ -102,7 +113,8 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 def _judge_value(run: Run, value: Any) -> Outcome:
     if isinstance(value, TaskResult):
         if not value.success:
-            return _failure(run, Status.FAILED, "TaskFailed", value.error or "the executor reported a failure")
+            reason = _text_of(value.error) if value.error else "the executor reported a failure"
+            return _failure(run, Status.FAILED, "TaskFailed", reason)
         value = value.data
     if value is None:
         return _outcome(run, Status.SUCCESS, "Task succeeded", result_json="null")
@@ -120,17 +132,29 @@ def _judge_value(run: Run, value: Any) -> Outcome:
 
 def _judge_error(run: Run, error: BaseException) -> Outcome:
     leaves = list(_leaves(error))
-    cancelled = next((leaf for leaf in leaves if isinstance(leaf, trio.Cancelled)), None)
     failures = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
     details = _details(error) if failures else None
+    cancelled = next(filter(None, map(_cancel_behind, leaves)), None) if run.scope.cancel_called else None
     if cancelled is None:
         cause = next((leaf for leaf in leaves if isinstance(leaf, NonRetryable)), leaves[0])
         retryable = not isinstance(cause, NonRetryable)
-        return _failure(run, Status.FAILED, type(cause).__name__, str(cause), details, retryable=retryable)
+        return _failure(run, Status.FAILED, type(cause).__name__, _text_of(cause), details, retryable=retryable)
     if cancelled.source == "deadline":
         reason = f"no end within its timeout of {run.task.timeout:g} s"
         return _failure(run, Status.TIMEOUT, "Timeout", reason, details)
     return _outcome(run, Status.CANCELLED, "Task cancelled", details=details)
+
+
+def _cancel_behind(error: BaseException) -> trio.Cancelled | None:
+    """The Cancelled that an error is, or that was under way when the error was raised, by a cleanup say."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        if isinstance(current, trio.Cancelled):
+            return current
+        seen.add(id(current))
+        current = current.__context__
+    return None
 
 
 def _released(run: Run, error: BaseException) -> Outcome:
@@ -176,8 +200,19 @@ def _outcome(
     )
 
 
+def _text_of(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - a __str__ of the user's
+        return f"({type(value).__name__} without a readable message)"
+
+
 def _details(error: BaseException) -> str:
-    return _printable("".join(traceback.format_exception(error)), MAX_DETAILS)
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001 - formatting calls methods of the user's errors
+        text = _text_of(error)
+    return _printable(text, MAX_DETAILS)
 
 
 def _printable(text: str, limit: int) -> str:

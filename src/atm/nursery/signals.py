@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import trio
@@ -18,25 +18,28 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
-def stop_on_signals(stop: trio.Event, patience: float) -> Iterator[None]:
+def stop_on_signals(stop: trio.Event, patience: float) -> Iterator[Callable[[], None]]:
     """Set ``stop`` at the first signal, end at the second.
 
-    ``patience``: seconds from the first signal after which the process ends even though its loop is blocked.
-    Python runs these handlers also while a task blocks the loop; only the main thread may set them, so
-    elsewhere this does nothing.
+    Yields a function that sets a time limit to the rest of this context: ``patience`` seconds later the
+    process ends, even though its loop is blocked. The first signal sets it too. Python runs these handlers
+    also while a task blocks the loop; only the main thread may have them, so elsewhere this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     token = trio.lowlevel.current_trio_token()
     asked = False
+
+    def limit() -> None:
+        signal.setitimer(signal.ITIMER_REAL, patience)
 
     def ask(signum: int, _: FrameType | None) -> None:
         nonlocal asked
         if asked:
             os._exit(128 + signum)
         asked = True
-        signal.setitimer(signal.ITIMER_REAL, patience)
+        limit()
         token.run_sync_soon(stop.set)
 
     def overtime(_: int, __: FrameType | None) -> None:
@@ -45,7 +48,7 @@ def stop_on_signals(stop: trio.Event, patience: float) -> Iterator[None]:
     before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, overtime)
     try:
-        yield
+        yield limit
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():

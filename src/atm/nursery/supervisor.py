@@ -67,6 +67,8 @@ class Parts:
     listeners: list[Service] = field(default_factory=list)
     servers: list[Service] = field(default_factory=list)
     """Each is started, takes ``stop`` (an async function that returns when it is to stop), ends by itself."""
+    limit_dying: Callable[[], None] = lambda: None
+    """Sets a time limit to the rest of the process's life."""
     exit_process: Callable[[int], Any] = os._exit
 
 
@@ -77,6 +79,7 @@ async def supervise(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus
     its row stays PROCESSING and is recovered by whoever comes next.
     """
     async with trio.open_nursery() as root:
+        root.start_soon(_do_not_linger, parts)
         await root.start(parts.store.run)
         await root.start(parts.coordinator.run)
         for listener in parts.listeners:
@@ -93,6 +96,14 @@ async def supervise(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus
             finally:
                 parts.health.stopping.set()
         root.cancel_scope.cancel(reason=SHUTDOWN)
+
+
+async def _do_not_linger(parts: Parts) -> None:
+    """When the node dies of an error, a run that swallows its cancel must not keep it half alive."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        parts.limit_dying()
 
 
 async def _start_worker_services(root: trio.Nursery, parts: Parts, worker: Worker) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -21,7 +20,7 @@ from atm.flag import Flag
 from atm.metrics import Metrics
 from atm.nursery.run import Run, attempt
 from atm.store import Claimed, Lease, Note, Outcome, Refusal, Refused, Store
-from atm.task import Status
+from atm.task import Status, Task
 
 RECORD_BATCH = 500
 BACKOFF = (0.05, 2.0)
@@ -117,33 +116,36 @@ class Worker:
         return await _persist(lambda: self._store.claim(self.lease, ids), "claim")
 
     async def _start(self, hints: list[Hint], verdicts: list[Claimed | Refused], runs: trio.Nursery) -> None:
+        now = trio.current_time()
         blocked: list[Hint] = []
+        settled: list[Hint] = []
         later: list[Hint] = []
+        waits: list[float] = []
         for hint, verdict in zip(hints, verdicts, strict=True):
             if isinstance(verdict, Claimed):
-                self._start_run(verdict, runs)
+                self._start_run(verdict, runs, now)
+                waits.append(_wait(verdict.task))
             elif verdict.reason is Refusal.BLOCKED:
                 blocked.append(hint)
+                continue
             elif verdict.reason is Refusal.NOT_DUE:
                 later.append(Hint(hint.task_id, hint.task_type, hint.priority, verdict.due_in))
+            settled.append(hint)
+        self._metrics.wait.observe(waits)
         if blocked:
             await self._coordinator.block(self.id, blocked)
-        still_taken = {hint.task_id for hint in blocked}
-        settled = [hint for hint in hints if hint.task_id not in still_taken]
         await self._coordinator.settle(self.id, settled, self.load)
         if later:
             await self._coordinator.push(later)
 
-    def _start_run(self, claimed: Claimed, runs: trio.Nursery) -> None:
+    def _start_run(self, claimed: Claimed, runs: trio.Nursery, now: float) -> None:
         task = claimed.task
-        run = Run(task, claimed.settings, self.executors[task.task_type])
+        run = Run(task, claimed.settings, self.executors[task.task_type], now)
         run.context = Context(task, self.id, run.scope, self._note, self.cleanup_budget)
         self.runs[task.task_id] = run
         self._busy += 1
         if (task.task_id, task.attempt) in self._early_cancels:
             run.cancel()
-        if task.started_ms is not None:
-            self._metrics.waited((task.started_ms - task.due_ms) / 1000)
         runs.start_soon(attempt, run, self._run_ended, name=task.task_type)
 
     async def _note(self, note: Note) -> None:
@@ -177,10 +179,14 @@ class Worker:
                     Outcome(task_id=held.task_id, attempt=held.attempt, status=Status.PENDING, message=message)
                 )
         if strays:
-            logger.warning("released %d tasks that were claimed but do not run", len(strays))
-            for outcome, verdict in zip(strays, await self._store.finish(self.lease, strays), strict=True):
-                if verdict.status is Status.CANCELLED:
-                    await self._coordinator.publish([TaskEvent(outcome.task_id, verdict.status)])
+            await self._release(strays)
+
+    async def _release(self, strays: list[Outcome]) -> None:
+        verdicts = await self._store.finish(self.lease, strays)
+        ends = [(outcome.task_id, v.status) for outcome, v in zip(strays, verdicts, strict=True) if v.status]
+        if ends:
+            logger.warning("released %d tasks that were claimed but do not run", len(ends))
+            await self._coordinator.publish([TaskEvent(task_id, status) for task_id, status in ends])
 
     # what came of it
 
@@ -213,41 +219,37 @@ class Worker:
         verdicts = await _persist(lambda: self._store.finish(self.lease, outcomes), "record")
         again: list[Hint] = []
         events: list[TaskEvent] = []
-        room = Counter(run.task.task_type for run in batch)
+        seconds: dict[tuple[str, Status], list[float]] = {}
+        room: dict[str, int] = {}
+        retried = 0
         for run, verdict in zip(batch, verdicts, strict=True):
             task = run.task
-            self._unrecorded -= 1
             if self.runs.get(task.task_id) is run:
                 del self.runs[task.task_id]
+            room[task.task_type] = room.get(task.task_type, 0) + 1
             if verdict.status is None:
                 self._metrics.stale_results.inc()
                 logger.warning("result refused as stale", extra=_about(run))
                 continue
-            if verdict.status is Status.PENDING:
-                again.append(Hint(task.task_id, task.task_type, task.priority, verdict.due_in))
             events.append(TaskEvent(task.task_id, verdict.status))
-            self._tell(run, verdict.status)
+            ended_as = verdict.status
+            if ended_as is Status.PENDING:
+                again.append(Hint(task.task_id, task.task_type, task.priority, verdict.due_in))
+                ended_as = run.outcome.status
+                retried += ended_as is not Status.PENDING
+            if ended_as is not Status.PENDING:
+                seconds.setdefault((task.task_type, ended_as), []).append(run.seconds)
+            if ended_as is not Status.SUCCESS:
+                _tell(run, ended_as, verdict.status)
+        self._unrecorded -= len(batch)
+        self._metrics.retries.inc(retried)
+        for (task_type, status), values in seconds.items():
+            self._metrics.ended(task_type, status, values)
         for task_type, count in room.items():
             await self._coordinator.unblock(task_type, count)
         if again:
             await self._coordinator.push(again)
         await self._coordinator.publish(events)
-
-    def _tell(self, run: Run, status: Status) -> None:
-        """Metrics and log of a recorded end."""
-        ended_as = run.outcome.status if status is Status.PENDING else status
-        if ended_as is Status.PENDING:
-            logger.info("task released: %s", run.outcome.message, extra=_about(run))
-            return
-        self._metrics.ended(run.task.task_type, ended_as, run.seconds)
-        if status is Status.PENDING:
-            self._metrics.retries.inc()
-        if ended_as is Status.SUCCESS:
-            logger.debug("task succeeded", extra=_about(run))
-        else:
-            ending = ", will be retried" if status is Status.PENDING else ""
-            level = logging.INFO if ended_as is Status.CANCELLED else logging.WARNING
-            logger.log(level, "task %s: %s%s", ended_as, run.outcome.message, ending, extra=_about(run))
 
     def unended(self) -> list[Run]:
         """Runs whose executor has not ended."""
@@ -264,6 +266,21 @@ class Worker:
         while self._unrecorded:
             self._recorded = trio.Event()
             await self._recorded.wait()
+
+
+def _wait(task: Task) -> float:
+    """Seconds from due to claimed, by the store's clock."""
+    return max(0, (task.started_ms or 0) - task.due_ms) / 1000
+
+
+def _tell(run: Run, ended_as: Status, now: Status) -> None:
+    """A log line of an attempt that did not succeed."""
+    if ended_as is Status.PENDING:
+        logger.info("task released: %s", run.outcome.message, extra=_about(run))
+        return
+    what_next = ", will be retried" if now is Status.PENDING else ""
+    level = logging.INFO if ended_as is Status.CANCELLED else logging.WARNING
+    logger.log(level, "task %s: %s%s", ended_as, run.outcome.message, what_next, extra=_about(run))
 
 
 def _about(run: Run) -> dict[str, Any]:

@@ -63,12 +63,12 @@ ROW_COLUMNS = (
     "worker_id, max_retry"
 )
 INSERT_TASK = (
-    "INSERT INTO task (seq, task_id, task_type, status, priority, payload, timeout, max_retry, created_at, due_at, "
-    "scheduled_at, sweep_at, idempotency_key) VALUES "
+    "INSERT INTO task (seq, task_id, task_type, status, priority, payload, timeout, max_retry, created_at, "
+    "due_at, scheduled_at, sweep_at, idempotency_key) VALUES "
 )
 INSERT_LOG = (
-    "INSERT INTO task_logs (seq, log_type, from_status, to_status, message, worker_id, attempt, log_id, created_at) "
-    "VALUES "
+    "INSERT INTO task_logs (seq, log_type, from_status, to_status, message, worker_id, attempt, log_id, "
+    "created_at) VALUES "
 )
 SELECT_ROWS = (
     f"SELECT json_group_array(json_array({ROW_COLUMNS})) "  # noqa: S608 - constants
@@ -361,6 +361,7 @@ class SqliteStore:
         """Carry out a group in one transaction; where it fails, each call in one of its own."""
         self._logs.clear()
         began = time.perf_counter()
+        types = self._types
         try:
             with _transaction(self._db):
                 now = self._now()
@@ -369,6 +370,8 @@ class SqliteStore:
                 self._write_logs(now)
             self._on_commit(time.perf_counter() - began)
         except Exception as error:  # noqa: BLE001 - a bug in one call must not end the others
+            self._types = types
+            self._find_limited()
             failure = _translate(error)
             if isinstance(failure, StoreDamaged):
                 _fail_all(calls, failure)
@@ -620,8 +623,8 @@ class SqliteStore:
             "INSERT INTO task_config VALUES (?, ?) ON CONFLICT DO UPDATE SET settings = excluded.settings",
             (settings.task_type, _to_json(settings).decode()),
         )
-        # Seen by the verbs behind it in this group; were the commit to fail, the next put or start sets it right.
-        self._types[settings.task_type] = settings
+        # Seen by the verbs behind it in this group; a new dict, so that a failed commit can take it back.
+        self._types = {**self._types, settings.task_type: settings}
         self._find_limited()
         _share(calls, None)
 
