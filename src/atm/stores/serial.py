@@ -1,11 +1,13 @@
 """A thread that carries out calls in groups: whatever arrives while one group runs is the next group.
 
 There is no linger: the group under way is the only timer. Waiters are woken in one hop a group, and can be
-cancelled without harm to it.
+cancelled without harm to it. Urgent calls go in a group of their own before the rest, every other time at the
+most, so that idle hands get their work while results are still being written.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -22,13 +24,16 @@ MAX_BYTES = 4 * 1024 * 1024
 class Call:
     """One caller's batch for one verb; ``result`` is set by whoever executes it."""
 
-    __slots__ = ("argument", "result", "rows", "size", "verb", "waiter")
+    __slots__ = ("argument", "result", "rows", "size", "urgent", "verb", "waiter")
 
-    def __init__(self, verb: Callable[..., Any], argument: object, rows: Sequence[Any], size: int) -> None:
+    def __init__(
+        self, verb: Callable[..., Any], argument: object, rows: Sequence[Any], size: int, urgent: bool = False
+    ) -> None:
         self.verb = verb
         self.argument = argument
         self.rows = rows
         self.size = size
+        self.urgent = urgent
         self.waiter: trio.lowlevel.Task | None = None
         self.result: outcome.Value[Any] | outcome.Error = outcome.Error(StoreUnavailable("the store is closed"))
 
@@ -53,6 +58,7 @@ class SerialThread:
         self._inline = inline
         self._inbox: SimpleQueue[Call | None] = SimpleQueue()
         self._open = inline
+        self._closed = False
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the thread until cancelled; then let it finish what has arrived."""
@@ -73,7 +79,13 @@ class SerialThread:
             self._deliver(self._leftovers())
 
     async def call(
-        self, verb: Callable[..., Any], argument: object, rows: Sequence[Any] = (), size: int = 0
+        self,
+        verb: Callable[..., Any],
+        argument: object,
+        rows: Sequence[Any] = (),
+        size: int = 0,
+        *,
+        urgent: bool = False,
     ) -> Any:
         """Have the verb carried out with the next group; its result.
 
@@ -81,10 +93,11 @@ class SerialThread:
             verb, argument: calls with both the same may be carried out as one.
             rows: the batch.
             size: bytes that the batch takes, where it may be much.
+            urgent: somebody is idle until it is done.
         Raises: what the verb raised; StoreUnavailable when the thread has ended.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        call = Call(verb, argument, rows, size)
+        call = Call(verb, argument, rows, size, urgent)
         if self._inline:
             self._execute([call])
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -104,28 +117,30 @@ class SerialThread:
         await trio.to_thread.run_sync(self._loop, token, limiter=trio.CapacityLimiter(1))
 
     def _loop(self, token: trio.lowlevel.TrioToken) -> None:
-        first = self._inbox.get()
-        while first is not None:
-            group, following = self._group(first)
+        waiting: deque[Call] = deque()
+        was_urgent = False
+        while self._receive(waiting):
+            group = [] if was_urgent else _urgent_ones(waiting)
+            was_urgent = bool(group)
+            group = group or _as_many_as_fit(waiting)
             try:
                 self._execute(group)
-            finally:
-                token.run_sync_soon(self._deliver, group)
-            first = self._inbox.get() if following is _NOTHING else following  # type: ignore[assignment]
+            except BaseException:
+                token.run_sync_soon(self._deliver, [*group, *waiting])
+                raise
+            token.run_sync_soon(self._deliver, group)
 
-    def _group(self, first: Call) -> tuple[list[Call], object]:
-        """All that waits, as far as one transaction holds it; and the call (or end) that is to follow."""
-        group, rows, size = [first], len(first.rows), first.size
+    def _receive(self, waiting: deque[Call]) -> bool:
+        """Add what has arrived; wait if nothing has. False when all is done and no more will come."""
         while True:
             try:
-                call = self._inbox.get_nowait()
+                call = self._inbox.get(block=not waiting and not self._closed)
             except Empty:
-                return group, _NOTHING
-            if call is None or rows + len(call.rows) > MAX_ROWS or size + call.size > MAX_BYTES:
-                return group, call
-            group.append(call)
-            rows += len(call.rows)
-            size += call.size
+                return bool(waiting)
+            if call is None:
+                self._closed = True
+            else:
+                waiting.append(call)
 
     def _leftovers(self) -> list[Call]:
         calls: list[Call] = []
@@ -145,4 +160,26 @@ class SerialThread:
                 trio.lowlevel.reschedule(waiter, call.result)
 
 
-_NOTHING = object()
+def _urgent_ones(waiting: deque[Call]) -> list[Call]:
+    """Take the urgent calls out, if there are others that would make them wait."""
+    urgent = [call for call in waiting if call.urgent]
+    if not urgent or len(urgent) == len(waiting):
+        return []
+    others = [call for call in waiting if not call.urgent]
+    waiting.clear()
+    group = _as_many_as_fit(rest := deque(urgent))
+    waiting.extend([*rest, *others])
+    return group
+
+
+def _as_many_as_fit(waiting: deque[Call]) -> list[Call]:
+    """Take out, in order, what one transaction holds; one call at least."""
+    group = [waiting.popleft()]
+    rows, size = len(group[0].rows), group[0].size
+    while waiting:
+        rows += len(waiting[0].rows)
+        size += waiting[0].size
+        if rows > MAX_ROWS or size > MAX_BYTES:
+            break
+        group.append(waiting.popleft())
+    return group

@@ -230,7 +230,8 @@ class SqliteStore:
         return cast("list[Created]", await self._writer.call(self._create, None, tasks, size))
 
     async def claim(self, lease: Lease, task_ids: Sequence[str]) -> list[Claimed | Refused]:
-        return cast("list[Claimed | Refused]", await self._writer.call(self._claim, lease, task_ids))
+        verdicts = await self._writer.call(self._claim, lease, task_ids, urgent=True)
+        return cast("list[Claimed | Refused]", verdicts)
 
     async def finish(self, lease: Lease, outcomes: Sequence[Outcome]) -> list[Finished]:
         size = sum(len(o.result_json or "") + len(o.details or "") for o in outcomes)
