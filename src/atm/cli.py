@@ -18,13 +18,20 @@ EXIT_CONFIG = 78
 """sysexits.h: what is needed is not to be had (port, file, lock); the data is damaged; the settings are wrong."""
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+class _ServeByDefault(click.Group):
+    """Without a command it is ``serve``, whose options may then stand alone."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = ("-h", "--help", "--version")
+        if not args or (args[0].startswith("-") and args[0] not in own):
+            args = ["serve", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_ServeByDefault, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="async-task-manager", prog_name="atm")
-@click.pass_context
-def main(context: click.Context) -> None:
-    """atm runs asynchronous tasks: durable, cancellable, on Trio."""
-    if context.invoked_subcommand is None:
-        context.invoke(serve)
+def main() -> None:
+    """atm runs asynchronous tasks: durable, cancellable, on Trio. Without a command it is ``serve``."""
 
 
 @main.command()

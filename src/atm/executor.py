@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import msgspec
 import trio
 
-from atm.errors import ConfigError
+from atm.errors import ConfigError, StoreUnavailable
 from atm.store import Note
 from atm.task import Task
 
@@ -114,7 +114,10 @@ class Context:
             return
         self._progress_saved_at = now
         progress, self.unsaved_progress = self.unsaved_progress, None
-        await self._note(Note(self.task_id, self.attempt, self.worker_id, progress_json=progress))
+        try:
+            await self._note(Note(self.task_id, self.attempt, self.worker_id, progress_json=progress))
+        except StoreUnavailable:
+            self.unsaved_progress = self.unsaved_progress or progress
 
     async def log(self, message: str) -> None:
         """Add an INFO row to the task's log. Returns when it is durable."""

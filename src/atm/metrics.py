@@ -162,7 +162,7 @@ def _by_queue(
 
 
 class Metrics:
-    """What this node counts. Safe on the node's loop only, except ``render``."""
+    """What this node counts. On the node's loop only."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of creation beside each counter doubles the page

@@ -126,16 +126,15 @@ class Node:
             retention=config.retention,
             listeners=[waiters.listen, lambda task_status: measure_lag(metrics, task_status)],
         )
+        hosts = [*config.server.allowed_hosts, config.server.host, config.metrics.host]
         if api_socket is not None:
             self.urls["api"] = url_of(api_socket)
             patience = config.worker.cleanup_budget + CANCEL_MARGIN
             services = Services(store, coordinator, metrics, health, waiters, patience)
-            parts.servers.append(
-                Server(cast("AsgiApp", build_app(services)), api_socket, config.server.allowed_hosts)
-            )
+            parts.servers.append(Server(cast("AsgiApp", build_app(services)), api_socket, hosts))
         if metrics_socket is not None:
             self.urls["metrics"] = f"{url_of(metrics_socket)}/metrics"
-            parts.servers.append(Server(metrics_app(metrics), metrics_socket, config.server.allowed_hosts))
+            parts.servers.append(Server(metrics_app(metrics), metrics_socket, hosts))
         if config.worker.enabled:
             for executor in registry.executors():
                 await _open(stack, executor)

@@ -63,6 +63,7 @@ class Refusal(StrEnum):
     GONE = "gone"  # not pending any more, or unknown: drop the hint
     NOT_DUE = "not_due"  # its time has not come
     BLOCKED = "blocked"  # its type is disabled or at its cap
+    NO_LEASE = "no_lease"  # the lease that claims is over
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
@@ -293,7 +294,10 @@ class Store(Protocol):
         ...
 
     async def waiting(self, after: Position | None, limit: int) -> tuple[list[Waiting], Position | None]:
-        """A page of all PENDING tasks, high priority first, oldest due first; the position to go on from."""
+        """A page of all PENDING tasks, high priority first; the position to go on from.
+
+        Within a priority the oldest due come first, but for those that a sweep has put off.
+        """
         ...
 
     async def held(self, lease: Lease) -> list[Held]:

@@ -184,7 +184,7 @@ def new_task_id() -> str:
         if _last_id_counter > 0xFFF:
             _last_id_ms, _last_id_counter = _last_id_ms + 1, 0
     if not _randomness:
-        _randomness.extend(os.urandom(8 * 128))
+        _randomness.extend(os.urandom(8 * 1024))
     tail = int.from_bytes(_randomness[-8:]) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
     del _randomness[-8:]
     text = f"{_last_id_ms:012x}7{_last_id_counter:03x}{tail:016x}"

@@ -30,8 +30,16 @@ KEY_CONFLICT = 40902
 TOO_LARGE = 41301
 BAD_MEDIA_TYPE = 41501
 INVALID = 42201
+HEAD_TOO_LARGE = 43101
 INTERNAL = 50001
 STORE_AWAY = 50301
+
+
+MAX_PROBLEMS = 100
+"""Problems that one answer lists at the most."""
+
+MAX_FIELD = 200
+"""Characters of a field's name in an answer; callers choose the names of unknown ones."""
 
 
 class ApiError(Exception):
@@ -63,10 +71,11 @@ class ApiError(Exception):
 
 
 def invalid(*errors: tuple[str, str]) -> ApiError:
-    """422, naming each field that is wrong."""
-    field, reason = errors[0]
+    """422, naming the fields that are wrong."""
+    told = [(field[:MAX_FIELD], reason) for field, reason in errors[:MAX_PROBLEMS]]
+    field, reason = told[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return ApiError(INVALID, f"{field}: {reason}{more}", errors)
+    return ApiError(INVALID, f"{field}: {reason}{more}", told)
 
 
 def success(

@@ -17,7 +17,7 @@ from atm.api.answer import ApiError
 from atm.api.body import MAX_BATCH
 from atm.api.waiters import Waiters
 from atm.coordinator import Coordinator
-from atm.errors import StoreUnavailable
+from atm.errors import StoreError
 from atm.health import Health
 from atm.metrics import Metrics
 from atm.store import Store
@@ -48,12 +48,13 @@ def build_app(services: Services) -> QuartTrio:
     app = QuartTrio("atm", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BATCH
     app.config["BODY_TIMEOUT"] = BODY_PATIENCE
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # its answer is not the envelope
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     for resource in (tasks, overview, task_types, health):
         resource.add_routes(app, services)
     app.register_error_handler(ApiError, _api_error)
-    app.register_error_handler(StoreUnavailable, _store_away)
+    app.register_error_handler(StoreError, _store_away)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(Exception, _bug)
     return app
@@ -63,7 +64,7 @@ async def _api_error(error: ApiError) -> Response:
     return answer.failure(error)
 
 
-async def _store_away(error: StoreUnavailable) -> Response:
+async def _store_away(error: StoreError) -> Response:
     logger.error("request refused: %s", error)
     headers = {"Retry-After": RETRY_AFTER}
     return answer.failure(ApiError(answer.STORE_AWAY, "the store is unavailable; try again", headers=headers))
@@ -80,7 +81,7 @@ _HTTP_CODES = {
 
 async def _http_error(error: HTTPException) -> Response:
     status = error.code or 500
-    headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Location")}
+    headers = {name: value for name, value in error.get_headers() if name == "Allow"}
     code = _HTTP_CODES.get(status, status * 100)
     return answer.failure(ApiError(code, HTTPStatus(status).phrase.lower(), headers=headers))
 

@@ -9,13 +9,14 @@ import json
 import math
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import msgspec
+import trio
 from quart import request
 
-from atm.api.answer import BAD_JSON, BAD_MEDIA_TYPE, TOO_LARGE, ApiError, invalid
+from atm.api.answer import BAD_JSON, BAD_MEDIA_TYPE, BODY_TIMEOUT, MAX_PROBLEMS, TOO_LARGE, ApiError, invalid
 from atm.store import NewTask
 from atm.task import new_task_id
 
@@ -24,9 +25,6 @@ MAX_BATCH = 16 * 1024 * 1024
 """Bytes."""
 
 MAX_BATCH_TASKS = 1000
-MAX_PROBLEMS = 100
-"""Problems that one answer lists at the most."""
-
 MAX_DEPTH = 64
 """Levels of a payload, itself included."""
 
@@ -41,7 +39,12 @@ MAX_KEY = 255
 TASK_TYPE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_BATCH_HEAD = re.compile(rb'\s*\{\s*"tasks"\s*:\s*\[\s*')
+_BATCH_COMMA = re.compile(rb"\s*,\s*")
+_BATCH_TAIL = re.compile(rb"\s*\]\s*\}\s*")
 
 Problems = list[tuple[str, str]]
 
@@ -58,9 +61,20 @@ class _Tasks(msgspec.Struct):
     tasks: list[msgspec.Raw]
 
 
+# One place more than allowed: what stands behind it is stepped over without a trace.
+_Places = msgspec.defstruct(
+    "_Places", [(f"task{n}", msgspec.Raw, None) for n in range(MAX_BATCH_TASKS + 1)], array_like=True
+)
+
+
+class _Batch(msgspec.Struct):
+    tasks: _Places  # type: ignore[valid-type]
+
+
 _cut_payload = msgspec.json.Decoder(_Payload).decode
 _cut_payloads = msgspec.json.Decoder(_Payloads).decode
 _cut_tasks = msgspec.json.Decoder(_Tasks).decode
+_cut_batch = msgspec.json.Decoder(_Batch).decode
 
 
 class _DuplicateKeyError(ValueError):
@@ -70,9 +84,9 @@ class _DuplicateKeyError(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _DuplicateKeyError(f"key {twice!r} is given twice")
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise _DuplicateKeyError(f"key {twice[:64]!r} is given twice")
     return made
 
 
@@ -92,14 +106,46 @@ _decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, 
 
 async def read_json(limit: int) -> tuple[bytes, dict[str, Any]]:
     """The request's body, as bytes and decoded. Raises ApiError: 400, 413 or 415."""
-    if request.mimetype != "application/json":
-        raise ApiError(BAD_MEDIA_TYPE, "the body must be application/json")
-    if (request.content_length or 0) > limit:
+    body = await _read(limit)
+    return body, decode_object(body)
+
+
+async def read_batch() -> list[NewTask]:
+    """The tasks of a batch's body. Raises ApiError: 400, 413, 415 or 422."""
+    body = await _read(MAX_BATCH)
+    if len(body) <= MAX_TASK:
+        return new_tasks(body, decode_object(body))
+    return await _new_tasks_one_by_one(body)
+
+
+async def _read(limit: int) -> bytes:
+    headers = request.headers
+    kind = headers.get("Content-Type", "")
+    if kind != "application/json" and (
+        request.mimetype != "application/json"
+        or request.mimetype_params.get("charset", "utf-8").lower() not in ("utf-8", "utf8")
+    ):
+        raise ApiError(BAD_MEDIA_TYPE, "the body must be application/json, in UTF-8")
+    if headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ApiError(BAD_MEDIA_TYPE, "the body must not be compressed (Content-Encoding)")
+    if request.content_length is None:
+        return await _read_chunks(limit)
+    if request.content_length > limit:
         raise _too_large("the body", limit)
     body: bytes = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-    if len(body) > limit:
-        raise _too_large("the body", limit)
-    return body, decode_object(body)
+    return body
+
+
+async def _read_chunks(limit: int) -> bytes:
+    """A body that did not announce its length, given up as soon as it is too long."""
+    body = bytearray()
+    with trio.move_on_after(request.body_timeout or math.inf):
+        async for part in request.body:
+            body += part
+            if len(body) > limit:
+                raise _too_large("the body", limit)
+        return bytes(body)
+    raise ApiError(BODY_TIMEOUT, "the body did not arrive in time")
 
 
 def _too_large(what: str, limit: int) -> ApiError:
@@ -107,24 +153,29 @@ def _too_large(what: str, limit: int) -> ApiError:
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
-    """Strict JSON: UTF-8, one object, no duplicate keys, no NaN, no lone surrogates."""
+    """Strict JSON: UTF-8, one object, no duplicate keys, no NaN, no lone surrogates. Raises ApiError 400."""
+    value = _decode_strictly(body, "the body")
+    if not isinstance(value, dict):
+        raise ApiError(BAD_JSON, "the body must be a JSON object")
+    return value
+
+
+def _decode_strictly(body: bytes, what: str) -> Any:
     try:
         text = body.decode("utf-8")
         value = _decode(text)
         if _SURROGATE_ESCAPE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except _DuplicateKeyError as error:
-        raise ApiError(BAD_JSON, f"the body is not acceptable JSON: {error}") from None
+        raise ApiError(BAD_JSON, f"{what} is not acceptable JSON: {error}") from None
     except UnicodeEncodeError:
-        raise ApiError(BAD_JSON, "the body is not acceptable JSON: a lone surrogate") from None
+        raise ApiError(BAD_JSON, f"{what} is not acceptable JSON: a lone surrogate") from None
     except UnicodeDecodeError as error:
-        raise ApiError(BAD_JSON, f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise ApiError(BAD_JSON, f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
     except RecursionError:
-        raise ApiError(BAD_JSON, f"the body is nested deeper than {MAX_DEPTH} levels") from None
+        raise ApiError(BAD_JSON, f"{what} is nested deeper than {MAX_DEPTH} levels") from None
     except ValueError as error:
-        raise ApiError(BAD_JSON, f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ApiError(BAD_JSON, "the body must be a JSON object")
+        raise ApiError(BAD_JSON, f"{what} is not JSON: {error}") from None
     return value
 
 
@@ -140,6 +191,21 @@ def new_task(body: bytes, fields: dict[str, Any], header_key: str | None) -> New
     return _build(fields, payload, "")
 
 
+def header_key() -> str | None:
+    """The Idempotency-Key header. Raises ApiError 422."""
+    found = request.headers.getlist("Idempotency-Key")
+    if not found:
+        return None
+    try:
+        # The header's bytes, which the server gave us as Latin-1, are the key's, as those in a body are.
+        key = found[0].encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise invalid(("Idempotency-Key", "must be UTF-8")) from None
+    if reason := "is given twice" if len(found) > 1 else key_reason(key):
+        raise invalid(("Idempotency-Key", reason))
+    return key
+
+
 def new_tasks(body: bytes, fields: dict[str, Any]) -> list[NewTask]:
     """A batch's body as NewTasks. Raises ApiError: 413 or 422."""
     problems: Problems = [(name, "unknown field") for name in fields if name != "tasks"]
@@ -152,23 +218,65 @@ def new_tasks(body: bytes, fields: dict[str, Any]) -> list[NewTask]:
         _check_all(items, problems)
     if problems:
         raise invalid(*problems)
-    if len(body) > MAX_TASK:
-        for index, raw in enumerate(_cut_tasks(body).tasks):
-            if len(bytes(raw)) > MAX_TASK:
-                raise _too_large(f"tasks[{index}]", MAX_TASK)
     payloads = [bytes(task.payload).decode() for task in _cut_payloads(body).tasks]
     assert isinstance(items, list)
     return [_build(item, payloads[index], f"tasks[{index}].") for index, item in enumerate(items)]
 
 
+async def _new_tasks_one_by_one(body: bytes) -> list[NewTask]:
+    """As ``new_tasks``, for large bodies: neither the loop nor the memory ever bears more than one task."""
+    texts = _cut(body)
+    problems: Problems = []
+    tasks = []
+    for index, text in enumerate(texts):
+        if len(text) > MAX_TASK:
+            raise _too_large(f"tasks[{index}]", MAX_TASK)
+        item = _decode_strictly(text, f"tasks[{index}]")
+        before = len(problems)
+        _check_one(index, item, problems)
+        if len(problems) == before:
+            tasks.append(_build(item, bytes(_cut_payload(text).payload).decode(), f"tasks[{index}]."))
+        if len(problems) >= MAX_PROBLEMS:
+            break
+        await trio.lowlevel.checkpoint()
+    if problems:
+        raise invalid(*problems)
+    return tasks
+
+
+def _cut(body: bytes) -> list[bytes]:
+    """The texts of the tasks in a batch's body, once it is sure that there is nothing else in it."""
+    try:
+        found = msgspec.structs.astuple(_cut_batch(body).tasks)
+    except msgspec.ValidationError:
+        raise invalid(("tasks", "is required, as a list")) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ApiError(BAD_JSON, f"the body is not JSON: {error}") from None
+    texts = [bytes(raw) for raw in found if raw is not None]
+    if not 1 <= len(texts) <= MAX_BATCH_TASKS:
+        raise invalid(("tasks", f"must hold 1 to {MAX_BATCH_TASKS} tasks"))
+    mark: re.Match[bytes] | None = _BATCH_HEAD.match(body)
+    for left, text in zip(range(len(texts) - 1, -1, -1), texts, strict=True):
+        if mark is None or not body.startswith(text, mark.end()):
+            break
+        mark = (_BATCH_COMMA if left else _BATCH_TAIL).match(body, mark.end() + len(text))
+    if mark is None or mark.end() != len(body):
+        raise ApiError(BAD_JSON, 'the body is not acceptable JSON: it must be {"tasks": […]} and nothing else')
+    return texts
+
+
 def _check_all(items: list[Any], problems: Problems) -> None:
     for index, item in enumerate(items):
-        if isinstance(item, dict):
-            _check(item, f"tasks[{index}].", problems)
-        else:
-            problems.append((f"tasks[{index}]", "must be an object"))
+        _check_one(index, item, problems)
         if len(problems) >= MAX_PROBLEMS:
             return
+
+
+def _check_one(index: int, item: Any, problems: Problems) -> None:
+    if isinstance(item, dict):
+        _check(item, f"tasks[{index}].", problems)
+    else:
+        problems.append((f"tasks[{index}]", "must be an object"))
 
 
 def _check(fields: dict[str, Any], prefix: str, problems: Problems) -> None:
@@ -186,7 +294,7 @@ def _check(fields: dict[str, Any], prefix: str, problems: Problems) -> None:
 def _build(fields: dict[str, Any], payload: str, prefix: str) -> NewTask:
     """The task of checked fields; ``payload`` is its text as it stands in the body."""
     # Only a payload with that many brackets can be that deep.
-    if payload.count("{") + payload.count("[") > MAX_DEPTH and _depth(fields["payload"]) > MAX_DEPTH:
+    if payload.count("{") + payload.count("[") > MAX_DEPTH and _is_too_deep(fields["payload"]):
         raise invalid((f"{prefix}payload", f"is nested deeper than {MAX_DEPTH} levels"))
     get = fields.get
     return NewTask(
@@ -202,17 +310,14 @@ def _build(fields: dict[str, Any], payload: str, prefix: str) -> NewTask:
     )
 
 
-def _depth(value: Any) -> int:
-    deepest = 0
-    todo = [(value, 1)]
-    while todo:
-        item, level = todo.pop()
-        if isinstance(item, dict):
-            item = list(item.values())
-        if isinstance(item, list):
-            deepest = max(deepest, level)
-            todo += [(inner, level + 1) for inner in item]
-    return deepest
+def _is_too_deep(payload: dict[str, Any]) -> bool:
+    level: list[Any] = [payload]
+    for _ in range(MAX_DEPTH):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def task_type_reason(value: Any) -> str | None:
@@ -269,10 +374,11 @@ def milliseconds(text: str) -> int | None:
     if not _RFC3339.fullmatch(text):
         return None
     try:
-        moment = datetime.fromisoformat(text.upper().replace(" ", "T"))
-        return round(moment.astimezone(UTC).timestamp() * 1000)
+        # What lies outside the years 1 to 9999 in UTC overflows here.
+        moment = datetime.fromisoformat(text.upper().replace(" ", "T")).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+    return (moment - _EPOCH) // _MILLISECOND
 
 
 _FIELDS: dict[str, Callable[[Any], str | None]] = {

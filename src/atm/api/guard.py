@@ -6,10 +6,12 @@ and covers whatever is served behind it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
+from urllib.parse import unquote
 
-from atm.api.answer import UNAUTHORISED_HOST, UNAUTHORISED_ORIGIN, error_body
+from atm.api.answer import BAD_REQUEST, UNAUTHORISED_HOST, UNAUTHORISED_ORIGIN, error_body
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -19,33 +21,32 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/?#@]*)(:[0-9]*)?")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]*)(/[^?#]*)?", re.IGNORECASE)
+
+Refusal = tuple[int, str]
+
 
 class Guard:
     """ASGI middleware.
 
     Args:
         app: what is guarded.
-        allowed_hosts: names, beside those of loopback, under which the node may be called.
+        allowed_hosts: names and addresses, beside those of loopback, under which the node may be called.
     """
 
     def __init__(self, app: AsgiApp, allowed_hosts: Iterable[str] = ()) -> None:
         self._app = app
-        self._hosts = LOOPBACK_NAMES | {host.lower() for host in allowed_hosts}
+        self._names = LOOPBACK_NAMES | {_bracketed(host.lower()) for host in allowed_hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
         refusal = self._refusal(scope)
-        if refusal is None and scope["type"] == "http":
+        if refusal is None:
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
         else:
-            assert refusal is not None
             await _refuse(send, *refusal)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope) -> Refusal | None:
         host = origin = site = None
         for name, value in scope["headers"]:
             if name == b"host":
@@ -54,20 +55,30 @@ class Guard:
                 origin = value.decode("latin-1").lower()
             elif name == b"sec-fetch-site":
                 site = value
-        if host is not None and _name(host) not in self._hosts:
+        if not scope["raw_path"].startswith(b"/"):
+            # RFC 9112, section 3.2.2: a target with a host of its own is as good as one, and counts more.
+            absolute = _ABSOLUTE.fullmatch(scope["raw_path"])
+            if absolute is None:
+                return BAD_REQUEST, "the request's target must be a path"
+            host = absolute[1].decode("latin-1").lower()
+            scope["raw_path"] = absolute[2] or b"/"
+            scope["path"] = unquote(scope["raw_path"].decode("latin-1"))
+        if host is not None and not self._is_mine(host):
             return UNAUTHORISED_HOST, "the Host header names no host of this node (server.allowed_hosts)"
         if site is not None and site not in (b"same-origin", b"none"):
             return UNAUTHORISED_ORIGIN, "requests from pages of other sites are refused"
-        if origin is not None and origin.partition("://")[2] != (host or ""):
+        if origin is not None and (host is None or origin.partition("://")[2] != host):
             return UNAUTHORISED_ORIGIN, "requests from pages of other origins are refused"
         return None
 
+    def _is_mine(self, host: str) -> bool:
+        authority = _AUTHORITY.fullmatch(host)
+        return authority is not None and authority[1] in self._names
 
-def _name(host: str) -> str:
-    """The host without its port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+
+def _bracketed(host: str) -> str:
+    """An IPv6 address as a Host header shows it."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 async def _refuse(send: Send, code: int, message: str) -> None:

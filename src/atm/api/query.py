@@ -18,7 +18,7 @@ MAX_WAIT = 300
 MAX_PAGE = 500
 DEFAULT_PAGE = 50
 
-_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _WORKER_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 

@@ -1,24 +1,36 @@
-"""Serving ASGI applications: own sockets for clear errors, hypercorn for HTTP."""
+"""Serving ASGI applications: own sockets for clear errors, own connections around hypercorn's HTTP/1.1.
+
+Hypercorn's own connections do not stand up to everything that a client may send: a malformed header of an
+upgrade ends the whole server, an answer given before the body has come leaves the connection hanging, and a
+client that reads nothing cannot be cancelled. What it knows of HTTP and ASGI is used as it is.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
+import math
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
+import h11
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve as hypercorn_serve
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Request
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, H11SendableEvent
 
-from atm.api.answer import BAD_METHOD, NO_ROUTE, error_body
-from atm.api.guard import AsgiApp, Guard, Receive, Scope, Send
+from atm.api.answer import BAD_METHOD, BAD_REQUEST, HEAD_TOO_LARGE, NO_ROUTE, error_body
+from atm.api.guard import AsgiApp, Guard, Message, Receive, Scope, Send
 from atm.errors import StartError
 from atm.metrics import Metrics
 
 logger = logging.getLogger("atm.http")
-logger.setLevel(logging.WARNING)  # its "Running on" lines are the banner's business
 
 BACKLOG = 1024
 IN_FLIGHT_PATIENCE = 3.0
@@ -27,7 +39,19 @@ IN_FLIGHT_PATIENCE = 3.0
 IDLE_TIMEOUT = 15.0
 """Seconds after which an idle connection, or one that sends its headers too slowly, is closed."""
 
+WRITE_TIMEOUT = 15.0
+"""Seconds within which a client has to take some part of its answer."""
+
+LINGER = 5.0
+"""Seconds that the rest of a body may take whose request has been answered already."""
+
 REQUESTS_PER_CONNECTION = 100_000
+RECEIVE_SIZE = 64 * 1024
+SEND_SIZE = 256 * 1024
+"""Bytes."""
+
+BODY_PARTS = 10
+"""Parts of a body that wait for the application, at the most."""
 
 
 def bind(host: str, port: int, key: str) -> socket.socket:
@@ -55,11 +79,20 @@ def url_of(sock: socket.socket) -> str:
 
 
 class Server:
-    """A service: ``app`` on ``sock`` until told to stop."""
+    """A service: ``app`` on ``sock`` until told to stop; the socket is closed then."""
 
     def __init__(self, app: AsgiApp, sock: socket.socket, allowed_hosts: Iterable[str] = ()) -> None:
         self._app = Guard(app, allowed_hosts)
         self._sock = sock
+        self._config = Config()
+        self._config.keep_alive_max_requests = REQUESTS_PER_CONNECTION
+        self._config.include_server_header = False
+        self._config.errorlog = logger
+        self._context = WorkerContext(None)
+        self._open: set[_Connection] = set()
+        # Descriptors are also for the store, the executors, the logs, and a second server.
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._limit = math.inf if descriptors == resource.RLIM_INFINITY else descriptors // 3
 
     async def __call__(
         self,
@@ -67,45 +100,225 @@ class Server:
         stop: Callable[[], Awaitable[Any]],
         task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        config = Config()
-        # Hypercorn makes the descriptor its own and closes it.
-        config.bind = [f"fd://{os.dup(self._sock.fileno())}"]
-        config.graceful_timeout = IN_FLIGHT_PATIENCE
-        config.keep_alive_timeout = IDLE_TIMEOUT
-        config.keep_alive_max_requests = REQUESTS_PER_CONNECTION
-        config.alpn_protocols = ["http/1.1"]
-        config.include_server_header = False
-        config.errorlog = logger
-        await hypercorn_serve(
-            cast("Any", self._app), config, shutdown_trigger=stop, task_status=task_status, mode="asgi"
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._sock))
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                listen = partial(trio.serve_listeners, handler_nursery=connections)
+                await accepting.start(listen, self._serve, [listener])
+                task_status.started()
+                await stop()
+                accepting.cancel_scope.cancel()
+            await self._context.terminated.set()
+            for connection in self._open:
+                connection.stop()
+            connections.cancel_scope.deadline = trio.current_time() + IN_FLIGHT_PATIENCE
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        connection = _Connection(self._app, self._config, self._context, stream)
+        try:
+            if len(self._open) < self._limit:
+                self._open.add(connection)
+                await connection.run()
+        except Exception:
+            logger.exception("connection given up")
+        finally:
+            self._open.discard(connection)
+            await trio.aclose_forcefully(stream)
+
+
+class _Connection:
+    """One client: its bytes to the protocol, the protocol's bytes back, its requests to the application."""
+
+    def __init__(self, app: AsgiApp, config: Config, context: WorkerContext, stream: trio.SocketStream) -> None:
+        self._app = app
+        self._config = config
+        self._context = context
+        self._stream = stream
+        self._reading = trio.CancelScope(deadline=trio.current_time() + IDLE_TIMEOUT)
+        self._idle = True
+        self._client_is_there = True
+
+    async def run(self) -> None:
+        """Serve until one of the two sides has had enough."""
+        try:
+            client, server = self._stream.socket.getpeername()[:2], self._stream.socket.getsockname()[:2]
+        except OSError:
+            return  # it is gone already
+        async with trio.open_nursery() as self._requests:
+            protocol = _Protocol(
+                cast("Any", self._app),
+                self._config,
+                self._context,
+                cast("Any", self),
+                ConnectionState({}),
+                False,
+                client,
+                server,
+                self._handle,
+            )
+            with self._reading:
+                await self._read(protocol)
+            await protocol.handle(Closed())
+        if self._client_is_there and protocol.connection.their_state in (h11.SEND_BODY, h11.ERROR):
+            await self._linger()
+
+    async def _read(self, protocol: H11Protocol) -> None:
+        while self._client_is_there:
+            try:
+                data = bytes(await self._stream.receive_some(RECEIVE_SIZE))
+            except trio.BrokenResourceError:
+                data = b""
+            self._client_is_there = data != b""
+            await protocol.handle(RawData(data))
+
+    async def _linger(self) -> None:
+        """Drop what is still being sent: to close with unread data would reset the connection under the answer."""
+        with trio.move_on_after(LINGER):
+            try:
+                await self._stream.send_eof()
+                while await self._stream.receive_some(RECEIVE_SIZE):
+                    pass
+            except trio.BrokenResourceError:
+                return
+
+    def stop(self) -> None:
+        """Close it now if no request is under way; else the protocol does so after the answer."""
+        if self._idle:
+            self._reading.cancel()
+
+    async def _handle(self, event: Event) -> None:
+        """What the protocol wants to be done. Nothing but a write waits, so nothing else can be cut short."""
+        if isinstance(event, RawData):
+            await self._write(event.data)
+        elif isinstance(event, Updated):
+            self._idle = event.idle
+            self._reading.deadline = trio.current_time() + IDLE_TIMEOUT if event.idle else math.inf
+        else:
+            self._reading.cancel()
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            for start in range(0, len(data), SEND_SIZE):
+                with trio.fail_after(WRITE_TIMEOUT):
+                    await self._stream.send_all(data[start : start + SEND_SIZE])
+        except (trio.BrokenResourceError, trio.BusyResourceError, trio.TooSlowError):
+            self._client_is_there = False
+            self._reading.cancel()
+
+    async def spawn_app(
+        self, app: object, config: object, scope: object, send: Callable[[Any], Awaitable[None]]
+    ) -> Callable[[Message], Awaitable[None]]:
+        """Have the application answer a request (hypercorn's interface). Returns what takes the request's body."""
+        into, out = trio.open_memory_channel[Message](BODY_PARTS)
+
+        async def put(message: Message) -> None:
+            if message["type"] == "http.disconnect":
+                into.close()
+                return
+            try:
+                await into.send(message)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # it is answered already; nobody wants the rest of the body
+
+        async def get() -> Message:
+            try:
+                return await out.receive()
+            except trio.EndOfChannel:
+                return {"type": "http.disconnect"}
+
+        async def answer() -> None:
+            with into, out:
+                try:
+                    await self._app(cast("Scope", scope), get, send)
+                except Exception:
+                    logger.exception("request failed")
+            await send(None)
+
+        self._requests.start_soon(answer)
+        return put
+
+
+class _Protocol(H11Protocol):
+    """Hypercorn's HTTP/1.1, without a way to other protocols, and with our envelope where it refuses by itself."""
+
+    _head = b""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """No HTTP/2; RFC 9110, section 7.8: a server may ignore what a client wants to upgrade to."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """As above: no websocket either."""
+        self.stream = HTTPStream(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
         )
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=list(request.headers),
+                http_version=request.http_version.decode(),
+                method=request.method.decode(),
+                raw_path=request.target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        """The head of an answer leaves together with what follows it."""
+        try:
+            data = self._head + self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return
+        self._head = data if isinstance(event, h11.Response) else b""
+        if data and not self._head:
+            await self.send(RawData(data=data))
+
+    async def _send_error_response(self, status_code: int) -> None:
+        # h11 has 501 for an unknown Transfer-Encoding; but it is the request that is at fault.
+        if status_code == HEAD_TOO_LARGE // 100:
+            status, content = status_code, error_body(HEAD_TOO_LARGE, "the request's head is too large")
+        else:
+            status, content = (
+                BAD_REQUEST // 100,
+                error_body(BAD_REQUEST, "the request is not HTTP/1.1 as it should be"),
+            )
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+            (b"connection", b"close"),
+            *self.config.response_headers("h11"),
+        ]
+        await self._send_h11_event(h11.Response(status_code=status, headers=headers))
+        await self._send_h11_event(h11.Data(data=content))
+        await self._send_h11_event(h11.EndOfMessage())
 
 
 def metrics_app(metrics: Metrics) -> AsgiApp:
     """GET /metrics, nothing else."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-            return
         kind = b"application/json"
+        headers: list[tuple[bytes, bytes]] = []
         if scope["path"] != "/metrics":
             status, content = 404, error_body(NO_ROUTE, "only /metrics is here")
         elif scope["method"] not in ("GET", "HEAD"):
             status, content = 405, error_body(BAD_METHOD, "only GET is served")
+            headers.append((b"allow", b"GET, HEAD"))
         else:
             status, content = 200, metrics.render()
             kind = b"text/plain; version=0.0.4; charset=utf-8"
-        headers = [(b"content-type", kind), (b"content-length", str(len(content)).encode())]
+        headers += [(b"content-type", kind), (b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+        await send({"type": "http.response.body", "body": content})
 
     return app
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import trio
 from quart import Response
 from quart_trio import QuartTrio
 
@@ -51,6 +52,8 @@ _FIELDS: dict[str, Callable[[Any], str | None]] = {
 
 def add_routes(app: QuartTrio, services: Services) -> None:
     store, coordinator = services.store, services.coordinator
+    # Two changes at a time must not undo each other.
+    one_by_one = trio.Lock()
 
     async def all_types() -> Response:
         """The configured types, and with their defaults those that a worker supports."""
@@ -74,9 +77,10 @@ def add_routes(app: QuartTrio, services: Services) -> None:
         ]
         if problems:
             raise invalid(*problems)
-        before = (await store.task_types()).get(task_type) or TaskType(task_type=task_type)
-        settings = msgspec.convert({**msgspec.structs.asdict(before), **fields}, TaskType)
-        await store.put_task_type(settings)
+        async with one_by_one:
+            before = (await store.task_types()).get(task_type) or TaskType(task_type=task_type)
+            settings = msgspec.convert({**msgspec.structs.asdict(before), **fields}, TaskType)
+            await store.put_task_type(settings)
         await coordinator.unblock(task_type, None)
         return success(views.task_type(settings))
 

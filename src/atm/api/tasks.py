@@ -14,13 +14,19 @@ from atm.api import body, query, views
 from atm.api.answer import BAD_STATE, KEY_CONFLICT, NO_TASK, ApiError, invalid, success
 from atm.coordinator import CancelRequest, Hint, TaskEvent
 from atm.errors import IdempotencyConflict
-from atm.store import CancelState, Created, NewTask
+from atm.store import CancelState, Created, NewTask, TaskFilter
 from atm.task import Status, Task, TaskType
 
 if TYPE_CHECKING:
     from atm.api.app import Services
 
 PREFIX = "/api/v1/tasks"
+
+MAX_PAGE_BYTES = 8 * 1024 * 1024
+"""Of payloads and results in a list, beyond which no further tasks are fetched for it."""
+
+PAGE_STEP = query.DEFAULT_PAGE + 1
+"""Tasks fetched at a time; payload and result may be 1 MiB each."""
 
 
 def add_routes(app: QuartTrio, services: Services) -> None:
@@ -45,20 +51,16 @@ class TaskRoutes:
     async def create(self) -> Response:
         query.arguments()
         content, fields = await body.read_json(body.MAX_TASK)
-        header_key = request.headers.get("Idempotency-Key")
-        if header_key is not None and (reason := body.key_reason(header_key)):
-            raise invalid(("Idempotency-Key", reason))
-        task = body.new_task(content, fields, header_key)
+        task = body.new_task(content, fields, body.header_key())
         (created,) = await self._create([task], "")
         location = {"Location": f"{PREFIX}/{created.task_id}"}
         return success({"task_id": created.task_id}, status=200 if created.replayed else 201, headers=location)
 
     async def create_batch(self) -> Response:
         query.arguments()
-        content, fields = await body.read_json(body.MAX_BATCH)
+        tasks = await body.read_batch()
         if "Idempotency-Key" in request.headers:
             raise invalid(("Idempotency-Key", "is for single tasks; give each task of a batch its own key"))
-        tasks = body.new_tasks(content, fields)
         created = await self._create(tasks, "tasks[{}].")
         status = 200 if all(receipt.replayed for receipt in created) else 201
         return success({"task_ids": [receipt.task_id for receipt in created]}, status=status)
@@ -111,13 +113,26 @@ class TaskRoutes:
         )
         limit = query.page_size(found.get("limit"))
         before = query.after_cursor(found.get("cursor"))
-        page = await self._store.find(query.task_filter(found), before, limit + 1)
-        more = len(page) > limit
+        page, more = await self._page(query.task_filter(found), before, limit)
         data: dict[str, Any] = {
-            "tasks": [views.task(task) for task in page[:limit]],
-            "next_cursor": query.cursor_of(page[limit - 1].task_id) if more else None,
+            "tasks": [views.task(task) for task in page],
+            "next_cursor": query.cursor_of(page[-1].task_id) if more else None,
         }
         return success(data)
+
+    async def _page(self, where: TaskFilter, before: str | None, limit: int) -> tuple[list[Task], bool]:
+        """Up to ``limit`` tasks, fewer when they are large; and whether there may be more."""
+        page: list[Task] = []
+        size = 0
+        while len(page) <= limit and size <= MAX_PAGE_BYTES:
+            step = min(limit + 1 - len(page), PAGE_STEP)
+            part = await self._store.find(where, before, step)
+            page += part
+            if len(part) < step:
+                return page, False
+            size += sum(len(task.payload_json) + len(task.result_json or "") for task in part)
+            before = part[-1].task_id
+        return page[:limit], True
 
     async def cancel(self, task_id: str) -> Response:
         query.arguments()

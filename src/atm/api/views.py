@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -11,12 +11,14 @@ from atm.coordinator import WorkerInfo
 from atm.store import LogRow
 from atm.task import Task, TaskType
 
+_EPOCH = datetime(1970, 1, 1)  # in UTC, but without a zone that isoformat would spell +00:00
+
 
 def when(ms: int | None) -> str | None:
     """RFC 3339 in UTC with milliseconds, ending in Z."""
     if ms is None:
         return None
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (_EPOCH + timedelta(milliseconds=ms)).isoformat(timespec="milliseconds") + "Z"
 
 
 def raw(text: str | None) -> msgspec.Raw | None:

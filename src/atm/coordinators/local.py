@@ -28,6 +28,8 @@ MAX_CREDIT = 1000
 
 
 class _Waiting(NamedTuple):
+    """A hint in its line: its number gives the order among all, ``since`` when it came to the line."""
+
     number: int
     since: float
     hint: Hint
@@ -38,8 +40,8 @@ class _Desk:
 
     def __init__(self, info: WorkerInfo) -> None:
         self.info = info
-        self.handed: list[Hint] = []
-        self.taken: dict[str, Hint] = {}
+        self.handed: list[_Waiting] = []
+        self.taken: dict[str, _Waiting] = {}
         self.arrived = Flag()
 
     @property
@@ -57,7 +59,8 @@ class LocalCoordinator:
     def __init__(self) -> None:
         self._lines: dict[int, dict[str, deque[_Waiting]]] = {priority: {} for priority in QUEUES}
         self._delayed: list[tuple[float, int, Hint]] = []
-        self._known: set[str] = set()
+        # When each known hint is due; -inf from the moment it stands in a line.
+        self._known: dict[str, float] = {}
         self._number = 0
         self._desks: dict[str, _Desk] = {}
         self._room: dict[str, int] = {}
@@ -86,12 +89,13 @@ class LocalCoordinator:
     async def push(self, hints: Sequence[Hint]) -> None:
         now = trio.current_time()
         for hint in hints:
-            if hint.task_id in self._known or len(self._known) >= MAX_HINTS:
+            due = now + hint.delay if hint.delay > 0 else -math.inf
+            if self._known.get(hint.task_id, math.inf) <= due or len(self._known) >= MAX_HINTS:
                 continue
-            self._known.add(hint.task_id)
+            self._known[hint.task_id] = due
             self._number += 1
             if hint.delay > 0:
-                heapq.heappush(self._delayed, (now + hint.delay, self._number, hint))
+                heapq.heappush(self._delayed, (due, self._number, hint))
             else:
                 self._line(hint).append(_Waiting(self._number, now, hint))
         self._changed.set()
@@ -140,7 +144,9 @@ class LocalCoordinator:
         now = trio.current_time()
         while self._delayed and self._delayed[0][0] <= now:
             due, number, hint = heapq.heappop(self._delayed)
-            self._line(hint).append(_Waiting(number, due, hint))
+            if self._known.get(hint.task_id) == due:  # else it was pushed again for an earlier time
+                self._known[hint.task_id] = -math.inf
+                self._line(hint).append(_Waiting(number, due, hint))
 
     def _dispatch_priority(
         self, lines: dict[str, deque[_Waiting]], desks: list[_Desk], balance: Balance, left: int
@@ -162,8 +168,8 @@ class LocalCoordinator:
             turns = 1 if heads or len(candidates) > 1 else min(left, candidates[0].free, len(line))
             turns = min(turns, self._room.get(name, turns))
             for _ in range(turns):
-                hint = line.popleft().hint
-                _choose(balance, hint, candidates).handed.append(hint)
+                waiting = line.popleft()
+                _choose(balance, waiting.hint, candidates).handed.append(waiting)
             left -= turns
             if name in self._room:
                 self._room[name] -= turns
@@ -191,13 +197,10 @@ class LocalCoordinator:
         if desk is not None:
             self._put_back([*desk.taken.values(), *desk.handed])
 
-    def _put_back(self, hints: Iterable[Hint]) -> None:
-        """To the heads of their lines, in the order given."""
-        now = trio.current_time()
-        for back, hint in enumerate(reversed(list(hints))):
-            line = self._line(hint)
-            first = line[0].number if line else self._number + 1
-            line.appendleft(_Waiting(first - 1, line[0].since if line else now - back * 1e-9, hint))
+    def _put_back(self, waiting: Iterable[_Waiting]) -> None:
+        """To where they stood in their lines."""
+        for item in sorted(waiting, reverse=True):
+            self._line(item.hint).appendleft(item)
         self._changed.set()
 
     def workers(self) -> list[WorkerInfo]:
@@ -208,9 +211,9 @@ class LocalCoordinator:
         while True:
             await desk.arrived.wait()
             if desk.handed:
-                hints, desk.handed = desk.handed, []
-                desk.taken |= {hint.task_id: hint for hint in hints}
-                return hints
+                waiting, desk.handed = desk.handed, []
+                desk.taken |= {item.hint.task_id: item for item in waiting}
+                return [item.hint for item in waiting]
 
     async def settle(self, worker_id: str, hints: Sequence[Hint], load: int) -> None:
         desk = self._desks.get(worker_id)
@@ -218,19 +221,19 @@ class LocalCoordinator:
             return
         for hint in hints:
             desk.taken.pop(hint.task_id, None)
-            self._known.discard(hint.task_id)
+            self._known.pop(hint.task_id, None)
         desk.info = replace(desk.info, load=load)
         self._changed.set()
 
     async def block(self, worker_id: str, hints: Sequence[Hint]) -> None:
         desk = self._desks.get(worker_id)
-        if desk is not None:
-            for hint in hints:
-                desk.taken.pop(hint.task_id, None)
+        if desk is None:
+            return
         for task_type in {hint.task_type for hint in hints}:
-            # Room that was made while the claim was under way.
-            self._room[task_type] = self._credit.pop(task_type, 0)
-        self._put_back(hints)
+            # Room made while the claim was under way counts; what was dispatched has used its own up.
+            self._room.setdefault(task_type, self._credit.pop(task_type, 0))
+        taken = (desk.taken.pop(hint.task_id, None) for hint in hints)
+        self._put_back(item for item in taken if item is not None)
 
     async def unblock(self, task_type: str, room: int | None) -> None:
         if room is None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from types import ModuleType
@@ -16,6 +13,7 @@ from atm.errors import ConfigError
 from atm.executor import Executor, Registry, marked_executor
 from atm.executors import trial
 from atm.executors.email import EmailExecutor
+from atm.imports import import_module
 
 ENTRY_POINT_GROUP = "atm.executors"
 
@@ -43,27 +41,16 @@ def load_configured(registry: Registry, specs: Iterable[str | ExecutorSpec]) -> 
         where = f"executors[{index}]"
         entry = ExecutorSpec(use=spec) if isinstance(spec, str) else spec
         module_name, _, name = entry.use.partition(":")
-        found: Any = _import(module_name, where)
+        try:
+            found: Any = import_module(module_name)
+        except ImportError as error:
+            raise ConfigError(where, str(error)) from error
         if name:
             try:
                 found = getattr(found, name)
             except AttributeError:
                 raise ConfigError(where, f"module {module_name} has no {name}") from None
         _register(registry, found, entry.config, where)
-
-
-def _import(name: str, where: str) -> ModuleType:
-    folder = os.getcwd()
-    if folder not in sys.path and "" not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name == name:
-            raise ConfigError(where, f"no module {name} (looked in {folder} and the installed ones)") from None
-        raise ConfigError(where, f"module {name} cannot be imported: {_reason(error)}") from error
-    except Exception as error:
-        raise ConfigError(where, f"module {name} cannot be imported: {_reason(error)}") from error
 
 
 def _register(registry: Registry, found: Any, config: dict[str, Any], where: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Sequence
 from typing import cast
 
 from atm.coordinator import Balance, Hint, WorkerInfo
 from atm.errors import ConfigError
+from atm.imports import import_module
 
 
 class LeastTask:
@@ -58,7 +58,9 @@ def load(name: str) -> Balance:
     if not class_name:
         raise ConfigError(key, f"{name} is none of {', '.join(_SHIPPED)}, nor module:Class")
     try:
-        strategy = getattr(importlib.import_module(module_name), class_name)()
+        strategy = getattr(import_module(module_name), class_name)()
+    except ImportError as error:
+        raise ConfigError(key, str(error)) from error
     except Exception as error:
         raise ConfigError(key, f"cannot load {name}: {type(error).__name__}: {error}") from error
     if not callable(getattr(strategy, "choose", None)):

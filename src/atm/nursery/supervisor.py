@@ -130,7 +130,8 @@ async def _work(parts: Parts, stop: trio.Event) -> None:
                     parts.health.draining = True
                     intake.cancel_scope.cancel(reason=SHUTDOWN)
                 if parts.worker is not None:
-                    await _drain(parts, parts.worker, runs)
+                    # Not in here: what cancels the runs must not be cancelled with them.
+                    holding.start_soon(_drain, parts, parts.worker, runs)
             if parts.worker is not None:
                 await _leave(parts, parts.worker)
             holding.cancel_scope.cancel(reason=SHUTDOWN)

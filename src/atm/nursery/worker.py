@@ -26,6 +26,9 @@ RECORD_BATCH = 500
 BACKOFF = (0.05, 2.0)
 """Seconds between two tries while the store is away: the first pause, and the longest."""
 
+NO_LEASE_PAUSE = 1.0
+"""Seconds until a task is offered again that was claimed under a lease that is over."""
+
 logger = logging.getLogger("atm.worker")
 
 T = TypeVar("T")
@@ -130,6 +133,8 @@ class Worker:
                 continue
             elif verdict.reason is Refusal.NOT_DUE:
                 later.append(Hint(hint.task_id, hint.task_type, hint.priority, verdict.due_in))
+            elif verdict.reason is Refusal.NO_LEASE:
+                later.append(Hint(hint.task_id, hint.task_type, hint.priority, NO_LEASE_PAUSE))
             settled.append(hint)
         self._metrics.wait.observe(waits)
         if blocked:
@@ -149,7 +154,11 @@ class Worker:
         runs.start_soon(attempt, run, self._run_ended, name=task.task_type)
 
     async def _note(self, note: Note) -> None:
-        await self._store.note([note])
+        """A log row is waited for while the store is away; progress is not worth that."""
+        if note.message is None:
+            await self._store.note([note])
+        else:
+            await _persist(lambda: self._store.note([note]), "log")
 
     # cancels
 

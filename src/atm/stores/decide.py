@@ -42,6 +42,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     cancel_requested_ms: int | None
     worker_id: str | None
     max_retry: int
+    due_ms: int
 
 
 class End(msgspec.Struct, array_like=True, gc=False):
@@ -136,7 +137,9 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
     if row is None or row.attempt != outcome.attempt:
         return Finished(None), None
     if row.status is not Status.PROCESSING:
-        return Finished(row.status if row.status in _possible_ends(outcome) else None), None
+        if row.status not in _possible_ends(outcome):
+            return Finished(None), None
+        return Finished(row.status, max(0, row.due_ms - now) / 1000 if row.status is Status.PENDING else 0.0), None
     if outcome.details is not None:
         log(Log(row.seq, "ERROR", None, None, outcome.details, row.worker_id, row.attempt))
     if row.cancel_requested_ms is not None:
@@ -228,7 +231,7 @@ def _to_pending(
     log(step(row, Status.PENDING, message, log_type))
     row.status = Status.PENDING
     row.worker_id = None
-    due_ms = now + delay_ms
+    row.due_ms = due_ms = now + delay_ms
     return _change(row, due_ms=due_ms, sweep_ms=due_ms + SWEEP_FIRST, keep_body=True)
 
 

@@ -57,15 +57,18 @@ class SerialThread:
         self._execute = execute
         self._inline = inline
         self._inbox: SimpleQueue[Call | None] = SimpleQueue()
-        self._open = inline
+        self._open = False
         self._closed = False
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the thread until cancelled; then let it finish what has arrived."""
+        self._open = True
         if self._inline:
             task_status.started()
-            await trio.sleep_forever()
-        self._open = True
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._open = False
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_thread, trio.lowlevel.current_trio_token())
@@ -98,11 +101,11 @@ class SerialThread:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         call = Call(verb, argument, rows, size, urgent)
+        if not self._open:
+            return call.result.unwrap()
         if self._inline:
             self._execute([call])
             await trio.lowlevel.cancel_shielded_checkpoint()
-            return call.result.unwrap()
-        if not self._open:
             return call.result.unwrap()
         call.waiter = trio.lowlevel.current_task()
         self._inbox.put(call)

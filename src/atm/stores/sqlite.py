@@ -60,7 +60,7 @@ TASK_COLUMNS = (
 )
 ROW_COLUMNS = (
     "seq, task_id, task_type, priority, status, attempt, retry_count, recoveries, releases, cancel_requested_at, "
-    "worker_id, max_retry"
+    "worker_id, max_retry, due_at"
 )
 INSERT_TASK = (
     "INSERT INTO task (seq, task_id, task_type, status, priority, payload, timeout, max_retry, created_at, "
@@ -97,7 +97,7 @@ UPDATE task SET status = ended.value->>1, sweep_at = NULL, completed_at = ?, res
 FROM json_each(?) AS ended WHERE seq = ended.value->>0
 """
 
-_to_json = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
 _read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode
 _read_rows = msgspec.json.Decoder(list[Row]).decode
 T = TypeVar("T")
@@ -143,6 +143,7 @@ class SqliteStore:
         self._slow_reader = SerialThread(self._read_slowly, inline=inline)
         self._types: dict[str, TaskType] = {}
         self._limited: frozenset[str] = frozenset()
+        self._alive: set[Lease] = set()
         self._logs: list[Log] = []
         self._log_id = self._log_ids_end = self._seq = 0
         self._statements: dict[tuple[str, int], str] = {}
@@ -162,6 +163,7 @@ class SqliteStore:
                 self._lock = os.open(self.path, os.O_RDWR)
                 undo.callback(os.close, self._lock)
                 _lock_file(self._lock, self.path)
+                _check_size(self._lock, self.path)
                 self._db = self._connect()
                 undo.callback(lambda: self._db.close())
                 _check_file(self._db, self.path)
@@ -260,7 +262,8 @@ class SqliteStore:
 
     async def renew(self, lease: Lease) -> float:
         await trio.lowlevel.checkpoint()
-        return math.inf  # the lock on the file is the lease
+        # The lock on the file is the lease; within the process a new registration ends the old one.
+        return math.inf if lease in self._alive else 0.0
 
     async def retire(self, lease: Lease) -> None:
         await self._writer.call(self._retire, lease)
@@ -353,8 +356,11 @@ class SqliteStore:
         for call in calls:
             try:
                 call.succeed(call.verb(connection, call.argument))
-            except sqlite3.Error as error:
-                call.fail(_translate(error))
+            except Exception as error:  # noqa: BLE001 - a caller's odd argument must not end the others
+                failure = _translate(error)
+                call.fail(failure)
+                if isinstance(failure, StoreDamaged):
+                    raise failure from None
 
     # the writer thread
 
@@ -373,6 +379,7 @@ class SqliteStore:
         except Exception as error:  # noqa: BLE001 - a bug in one call must not end the others
             self._types = types
             self._find_limited()
+            self._log_id = self._log_ids_end  # a block taken in this transaction was not
             failure = _translate(error)
             if isinstance(failure, StoreDamaged):
                 _fail_all(calls, failure)
@@ -380,6 +387,7 @@ class SqliteStore:
             if isinstance(failure, StoreUnavailable) or len(calls) == 1:
                 _fail_all(calls, failure)
                 return
+            _fail_all(calls, StoreUnavailable("the transaction was undone"))
             for call in calls:
                 self._commit([call])
 
@@ -446,10 +454,11 @@ class SqliteStore:
         self._insert(INSERT_TASK, 13, values)
 
     def _owners(self, keys: list[str]) -> dict[str, tuple[str, str, str]]:
+        marks = ",".join("?" * len(keys))
         rows = self._db.execute(
-            "SELECT idempotency_key, task_id, task_type, payload FROM task "
-            "WHERE idempotency_key IN (SELECT value FROM json_each(?))",
-            (_to_json(keys),),
+            "SELECT idempotency_key, task_id, task_type, payload FROM task "  # noqa: S608 - marks
+            f"WHERE idempotency_key IN ({marks})",
+            keys,
         )
         return {key: (task_id, task_type, payload) for key, task_id, task_type, payload in rows}
 
@@ -465,6 +474,10 @@ class SqliteStore:
         )  # fmt: skip
 
     def _claim(self, lease: Lease, calls: list[Call], now: int) -> None:
+        if lease not in self._alive:
+            for call in calls:
+                call.succeed([Refused(Refusal.NO_LEASE)] * len(call.rows))
+            return
         wanted = [task_id for call in calls for task_id in call.rows]
         found: dict[str, tuple[int, Task]] = {}
         for at in range(0, len(wanted), READ_SLICE):
@@ -477,7 +490,7 @@ class SqliteStore:
         taken: list[int] = []
 
         def judge(task_id: str) -> Claimed | Refused:
-            item = found.pop(task_id, None)  # a second hint for the same task finds it gone
+            item = found.get(task_id)
             if item is None:
                 return _GONE
             seq, task = item
@@ -488,6 +501,7 @@ class SqliteStore:
                     return _BLOCKED
                 room[task.task_type] -= 1
             taken.append(seq)
+            del found[task_id]  # asked for once more, it is gone
             self._log(decide.claimed(seq, task.attempt, lease.worker_id))
             return Claimed(task, self._types.get(task.task_type, _DEFAULTS))
 
@@ -600,8 +614,9 @@ class SqliteStore:
         ).fetchone()[0]
         self._db.execute(
             "INSERT INTO worker_registry VALUES (?, ?, 'ALIVE', ?, ?, ?)",
-            (worker_id, epoch, capacity, _to_json(task_types).decode(), now),
+            (worker_id, epoch, capacity, _to_json(task_types), now),
         )
+        self._alive = {lease for lease in self._alive if lease.worker_id != worker_id} | {Lease(worker_id, epoch)}
         _share(calls, Lease(worker_id, epoch))
 
     def _retire(self, lease: Lease, calls: list[Call], now: int) -> None:
@@ -609,6 +624,7 @@ class SqliteStore:
             "UPDATE worker_registry SET state = 'GONE' WHERE worker_id = ? AND epoch = ?",
             (lease.worker_id, lease.epoch),
         )
+        self._alive.discard(lease)
         _share(calls, None)
 
     def _held(self, lease: Lease, calls: list[Call], now: int) -> None:
@@ -622,7 +638,7 @@ class SqliteStore:
     def _put_task_type(self, settings: TaskType, calls: list[Call], now: int) -> None:
         self._db.execute(
             "INSERT INTO task_config VALUES (?, ?) ON CONFLICT DO UPDATE SET settings = excluded.settings",
-            (settings.task_type, _to_json(settings).decode()),
+            (settings.task_type, _to_json(settings)),
         )
         # Seen by the verbs behind it in this group; a new dict, so that a failed commit can take it back.
         self._types = {**self._types, settings.task_type: settings}
@@ -674,6 +690,11 @@ _UPDATE_SWEPT = (
 _UPDATE_PROGRESS = (
     "UPDATE task SET progress = note.value->>1 FROM json_each(?) AS note WHERE task_id = note.value->>0"
 )
+
+
+def _to_json(value: object) -> str:
+    # As text: SQLite 3.45.0 refuses JSON that comes as bytes.
+    return _encode(value).decode()
 
 
 def _receive(
@@ -745,7 +766,11 @@ def _make_file(path: Path) -> None:
     """Make a new store beside its place and put it there whole, so that no crash leaves half of one."""
     if not path.absolute().parent.is_dir():
         raise StartError(f"cannot make {path}: no folder {path.absolute().parent}")
+    wal = path.with_name(f"{path.name}-wal")
+    if wal.exists() and wal.stat().st_size > 0:
+        raise StartError(f"{wal} is left without {path.name}: restore {path.name}, or remove both")
     draft = path.with_name(f"{path.name}.new-{os.getpid()}")
+    draft.unlink(missing_ok=True)
     connection = sqlite3.connect(draft.absolute(), isolation_level=None)
     try:
         schema = resources.files("atm.stores").joinpath("sqlite.sql").read_text(encoding="utf-8")
@@ -769,10 +794,14 @@ def _lock_file(descriptor: int, path: Path) -> None:
         raise StartError(f"{path} is in use by another node; a file serves one node at a time") from None
 
 
+def _check_size(descriptor: int, path: Path) -> None:
+    # Before SQLite looks: it would remove the WAL of an empty file, and with it what was acknowledged last.
+    if os.fstat(descriptor).st_size == 0:
+        raise StartError(f"{path} is empty, not a database: restore it, or remove it and {path.name}-wal")
+
+
 def _check_file(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that is damaged, empty, another program's or a newer version's."""
-    if path.stat().st_size == 0:
-        raise StartError(f"{path} is empty, not a database: restore it, or remove it to start anew")
+    """Refuse a file that is damaged, another program's or a newer version's."""
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
