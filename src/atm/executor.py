@@ -30,7 +30,7 @@ import trio
 
 from atm.errors import ConfigError, StoreUnavailable
 from atm.store import Note
-from atm.task import Task
+from atm.task import Task, is_task_type
 
 PROGRESS_INTERVAL = 0.1
 """Seconds between two writes of one run's progress; what comes faster is kept and written later."""
@@ -188,13 +188,12 @@ class FunctionExecutor(Executor):
 def executes(*task_types: str, lane: str | None = None) -> Callable[[F], F]:
     """Mark an async function as the executor of these task types; it is returned unchanged.
 
-    Raises: ConfigError when no type is named, or for a lane that this version does not have.
+    Raises: ConfigError for what can be no task type, or a lane that this version does not have.
     """
+    _check_types("@executes", task_types)
 
     def mark(function: F) -> F:
-        where = f"@executes on {function.__qualname__}"
-        if not task_types or not all(isinstance(name, str) for name in task_types):
-            raise ConfigError(where, 'name the task types, as in @executes("resize_image")')
+        where = f"@executes on {getattr(function, '__qualname__', repr(function))}"
         if lane not in (None, "async") or not inspect.iscoroutinefunction(function):
             raise ConfigError(where, "only async functions (lane 'async') are supported yet")
         setattr(function, _MARK, task_types)
@@ -203,12 +202,20 @@ def executes(*task_types: str, lane: str | None = None) -> Callable[[F], F]:
     return mark
 
 
+def _check_types(where: str, task_types: object) -> None:
+    if not isinstance(task_types, tuple) or not task_types:
+        raise ConfigError(where, 'name the task types, as in ("resize_image",)')
+    for name in task_types:
+        if not is_task_type(name):
+            raise ConfigError(where, f"{name!r} is no task type: 1 to 128 letters, digits or any of _ . : -")
+
+
 def marked_executor(value: object) -> Executor | None:
     """The executor of a function that ``executes`` has marked, None for anything else."""
-    task_types = getattr(value, _MARK, None)
-    if task_types is None or not callable(value):
+    if not inspect.iscoroutinefunction(value):
         return None
-    return FunctionExecutor(value, task_types)
+    task_types = getattr(value, _MARK, None)
+    return None if task_types is None else FunctionExecutor(value, task_types)
 
 
 class Registry:
@@ -227,13 +234,13 @@ class Registry:
         found = executor if isinstance(executor, Executor) else marked_executor(executor)
         if found is None:
             raise ConfigError("executors", f"{executor!r} is neither an Executor nor marked by @executes")
-        if not isinstance(found.supported_task_types, tuple) or not found.supported_task_types:
-            raise ConfigError("executors", f"{_name(found)} must list its supported_task_types in a tuple")
+        _check_types(f"supported_task_types of {_name(found)}", found.supported_task_types)
         if found.lane != "async":
             raise ConfigError("executors", f"{_name(found)} has lane {found.lane!r}; only 'async' exists yet")
         for task_type in found.supported_task_types:
-            if task_type in self._by_type and task_type not in self._shipped:
-                both = f"{_name(self._by_type[task_type])} and {_name(found)}"
+            owner = self._by_type.get(task_type)
+            if owner is not None and task_type not in self._shipped and not _same(owner, found):
+                both = f"{_name(owner)} and {_name(found)}"
                 raise ConfigError("executors", f"task type {task_type!r} is claimed by {both}")
             self._by_type[task_type] = found
             (self._shipped.add if shipped else self._shipped.discard)(task_type)
@@ -253,6 +260,12 @@ class Registry:
     def executors(self) -> list[Executor]:
         """Each executor once."""
         return list({id(executor): executor for executor in self._by_type.values()}.values())
+
+
+def _same(one: Executor, other: Executor) -> bool:
+    """A function listed twice, under an alias say, is one executor."""
+    functions = isinstance(one, FunctionExecutor) and isinstance(other, FunctionExecutor)
+    return one is other or (functions and one.execute is other.execute)
 
 
 def _name(executor: Executor) -> str:

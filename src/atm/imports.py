@@ -15,7 +15,12 @@ def import_module(name: str) -> ModuleType:
         sys.path.insert(0, folder)
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a main guard may well exit
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             raise ImportError(f"no module {name} (looked in {folder} and the installed ones)") from None
-        raise ImportError(f"module {name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ImportError(f"module {name} cannot be imported: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, with its type, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -64,6 +65,14 @@ RETRY_DELAY_CAP = 300.0
 
 RETRY_JITTER = 0.1
 """A retry comes up to this fraction later than asked, so that failures do not return as a herd."""
+
+
+_TASK_TYPE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+def is_task_type(value: object) -> bool:
+    """Whether the value can name a task type."""
+    return isinstance(value, str) and _TASK_TYPE.fullmatch(value) is not None
 
 
 class RetryStrategy(StrEnum):

@@ -18,7 +18,7 @@ from quart import request
 
 from atm.api.answer import BAD_JSON, BAD_MEDIA_TYPE, BODY_TIMEOUT, MAX_PROBLEMS, TOO_LARGE, ApiError, invalid
 from atm.store import NewTask
-from atm.task import new_task_id
+from atm.task import is_task_type, new_task_id
 
 MAX_TASK = 1024 * 1024
 MAX_BATCH = 16 * 1024 * 1024
@@ -36,7 +36,6 @@ MAX_RETRY = 100
 MAX_KEY = 255
 """Bytes of an idempotency key."""
 
-TASK_TYPE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -321,7 +320,7 @@ def _is_too_deep(payload: dict[str, Any]) -> bool:
 
 
 def task_type_reason(value: Any) -> str | None:
-    if isinstance(value, str) and TASK_TYPE.fullmatch(value):
+    if is_task_type(value):
         return None
     return "must be 1 to 128 letters, digits or any of _ . : -"
 

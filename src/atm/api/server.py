@@ -272,7 +272,10 @@ class _Protocol(H11Protocol):
         self.keep_alive_requests += 1
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
-        """The head of an answer leaves together with what follows it."""
+        """The head of an answer leaves together with what follows it; it tells if the connection will close."""
+        if isinstance(event, h11.Response) and self._is_last():
+            headers = [*event.headers, (b"connection", b"close")]
+            event = h11.Response(status_code=event.status_code, headers=headers)
         try:
             data = self._head + self.connection.send(event)
         except h11.LocalProtocolError:
@@ -282,6 +285,11 @@ class _Protocol(H11Protocol):
         self._head = data if isinstance(event, h11.Response) else b""
         if data and not self._head:
             await self.send(RawData(data=data))
+
+    def _is_last(self) -> bool:
+        """Whether this answer must be the connection's last: the body is still coming, or the server stops."""
+        they = self.connection.their_state
+        return they is h11.SEND_BODY or (they is h11.DONE and self.context.terminated.is_set())
 
     async def _send_error_response(self, status_code: int) -> None:
         # h11 has 501 for an unknown Transfer-Encoding; but it is the request that is at fault.

@@ -9,12 +9,14 @@ The payload is ``{"to": address or list, "subject": text, "body": text}``; the r
 
 from __future__ import annotations
 
+import contextlib
 import email.message
 import email.utils
 import smtplib
 import socket
 import ssl
 import sys
+import unicodedata
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -25,6 +27,9 @@ from atm.executor import Context, Executor, TaskResult
 from atm.task import Task
 
 BACKENDS = ("console", "smtp")
+GOODBYE_PATIENCE = 2.0
+"""Seconds for the server's answer to QUIT."""
+
 SECURITY = ("starttls", "tls", "none")
 
 
@@ -73,12 +78,15 @@ class EmailExecutor(Executor):
 
     async def execute(self, ctx: Context, task: Task) -> TaskResult:
         message = self._message(ctx, task.payload)
+        data: dict[str, Any] = {"message_id": message["Message-ID"].strip("<>")}
         if self._backend == "console":
             print(_for_console(message), file=self._out or sys.stdout, flush=True)
             await trio.lowlevel.checkpoint()
         else:
-            await self._send(message, ctx)
-        return TaskResult(success=True, data={"message_id": message["Message-ID"].strip("<>")})
+            refused = await self._send(message, ctx)
+            if refused:
+                data["refused"] = refused
+        return TaskResult(success=True, data=data)
 
     def _message(self, ctx: Context, payload: dict[str, Any]) -> email.message.EmailMessage:
         message = email.message.EmailMessage()
@@ -102,36 +110,58 @@ class EmailExecutor(Executor):
             raise NonRetryable(f"the message is not well-formed: {error}") from None
         return message
 
-    async def _send(self, message: email.message.EmailMessage, ctx: Context) -> None:
-        """Talk SMTP in a thread; a cancel cuts the connection, which ends the thread at once."""
+    async def _send(self, message: email.message.EmailMessage, ctx: Context) -> dict[str, str]:
+        """Talk SMTP in a thread; a cancel cuts the connection, which ends the thread at once.
+
+        Returns the recipients that the server refused, with its reasons, when it took others.
+        """
         stream = await trio.open_tcp_stream(self._host, self._port)
         sock = socket.socket(fileno=stream.socket.detach())
         sock.settimeout(max(0.1, ctx.time_left))
         # TLS takes the socket over; a second descriptor of the same connection can still cut it.
         cutter = sock.dup()
         failure: Exception | None = None
+        refused: dict[str, str] = {}
         with sock, cutter:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cut_when_cancelled, cutter)
                 try:
-                    await trio.to_thread.run_sync(self._talk, sock, message, limiter=self._threads)
+                    refused = await trio.to_thread.run_sync(self._talk, sock, message, limiter=self._threads)
                 except (smtplib.SMTPException, OSError) as error:
                     await trio.lowlevel.checkpoint_if_cancelled()
                     failure = error
                 nursery.cancel_scope.cancel()
         if failure is not None:
             raise _verdict(failure)
+        return refused
 
-    def _talk(self, sock: socket.socket, message: email.message.EmailMessage) -> None:
+    def _talk(self, sock: socket.socket, message: email.message.EmailMessage) -> dict[str, str]:
         secure = ssl.create_default_context()
         given = secure.wrap_socket(sock, server_hostname=self._host) if self._security == "tls" else sock
-        with given, _Client(given, self._host, self._sender.rpartition("@")[2] or "localhost") as client:
-            client.ehlo_or_helo_if_needed()
-            if self._security == "starttls":
-                client.starttls(context=secure)
-            if self._user is not None:
-                client.login(self._user, self._password or "")
-            client.send_message(message)
+        with (
+            given,
+            contextlib.closing(
+                _Client(given, self._host, self._sender.rpartition("@")[2] or "localhost")
+            ) as client,
+        ):
+            try:
+                client.ehlo_or_helo_if_needed()
+                if self._security == "starttls":
+                    client.starttls(context=secure)
+                if self._user is not None:
+                    client.login(self._user, self._password or "")
+                refused = client.send_message(message)
+            finally:
+                _say_goodbye(client)
+        return {address: f"{code} {_text(text)}" for address, (code, text) in refused.items()}
+
+
+def _say_goodbye(client: smtplib.SMTP) -> None:
+    """The message is taken or refused by now; whatever comes of a QUIT must not change that."""
+    if client.sock is not None:
+        client.sock.settimeout(GOODBYE_PATIENCE)
+        with contextlib.suppress(smtplib.SMTPException, OSError):
+            client.quit()
 
 
 class _Client(smtplib.SMTP):
@@ -182,7 +212,9 @@ def _is_address(value: object) -> bool:
 def _for_console(message: email.message.EmailMessage) -> str:
     headers = "\n".join(f"  {name}: {value}" for name, value in message.items())
     body = "\n".join(f"  {line}" for line in message.get_content().rstrip().splitlines())
-    return f"--- email ---\n{headers}\n\n{body}\n-------------"
+    # Escape sequences in a payload would play tricks on the operator's terminal.
+    text = f"--- email ---\n{headers}\n\n{body}\n-------------"
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
 
 
 def _text(value: bytes | str) -> str:

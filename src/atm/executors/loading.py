@@ -13,7 +13,7 @@ from atm.errors import ConfigError
 from atm.executor import Executor, Registry, marked_executor
 from atm.executors import trial
 from atm.executors.email import EmailExecutor
-from atm.imports import import_module
+from atm.imports import import_module, one_line
 
 ENTRY_POINT_GROUP = "atm.executors"
 
@@ -31,7 +31,7 @@ def load_entry_points(registry: Registry) -> None:
         try:
             found = entry.load()
         except Exception as error:
-            raise ConfigError(where, f"cannot be loaded: {_reason(error)}") from error
+            raise ConfigError(where, f"cannot be loaded: {one_line(error)}") from error
         _register(registry, found, {}, where)
 
 
@@ -61,7 +61,8 @@ def _register(registry: Registry, found: Any, config: dict[str, Any], where: str
         if error.key.startswith(where):
             raise
         inner = f".config.{error.key}" if error.key in config else ""
-        raise ConfigError(where + inner, error.reason if inner else str(error)) from None
+        plain = error.reason if inner or error.key == "executors" else str(error)
+        raise ConfigError(where + inner, plain) from None
 
 
 def _build(found: Any, config: dict[str, Any], where: str) -> list[Executor]:
@@ -76,15 +77,17 @@ def _build(found: Any, config: dict[str, Any], where: str) -> list[Executor]:
     if inspect.isclass(found) and issubclass(found, Executor):
         try:
             return [found(**config)]
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{where}.config", f"{found.__name__}: {error}") from None
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{where}.config", f"{found.__name__}: {one_line(error)}") from error
+    if isinstance(found, Executor):
+        if config:
+            raise ConfigError(f"{where}.config", "an executor that is built already takes no config")
+        return [found]
     marked_one = marked_executor(found)
     if marked_one is not None:
         if config:
             raise ConfigError(f"{where}.config", "a function takes no config; use a class")
         return [marked_one]
     raise ConfigError(where, f"{found!r} is neither an Executor nor marked by @executes")
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

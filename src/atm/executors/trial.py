@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import trio
@@ -10,6 +9,8 @@ import trio
 from atm.errors import NonRetryable
 from atm.executor import Context, executes
 from atm.task import Task
+
+MAX_SECONDS = 1e9
 
 
 @executes("echo")
@@ -22,7 +23,7 @@ async def echo(ctx: Context, task: Task) -> Any:
 async def sleep(ctx: Context, task: Task) -> Any:
     """Sleep for ``payload["seconds"]``; the result says how long that was."""
     seconds = task.payload.get("seconds")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds <= MAX_SECONDS:
         raise NonRetryable('payload.seconds must be a number, as in {"seconds": 1.5}')
     began = trio.current_time()
     await trio.sleep(seconds)

@@ -8,7 +8,7 @@ from typing import cast
 
 from atm.coordinator import Balance, Hint, WorkerInfo
 from atm.errors import ConfigError
-from atm.imports import import_module
+from atm.imports import import_module, one_line
 
 
 class LeastTask:
@@ -62,7 +62,7 @@ def load(name: str) -> Balance:
     except ImportError as error:
         raise ConfigError(key, str(error)) from error
     except Exception as error:
-        raise ConfigError(key, f"cannot load {name}: {type(error).__name__}: {error}") from error
+        raise ConfigError(key, f"cannot load {name}: {one_line(error)}") from error
     if not callable(getattr(strategy, "choose", None)):
         raise ConfigError(key, f"{name} has no method choose(hint, workers)")
     return cast("Balance", strategy)

@@ -1,0 +1,111 @@
+"""What the suites of the store stand on: a store that serves, a hand on its clock, and a few short forms."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from atm.store import Claimed, Lease, LogRow, NewTask, Outcome, Store
+from atm.task import Status, Task, legal_path, new_task_id
+
+
+@dataclass
+class Bench:
+    """A store under test. ``advance`` moves the store's clock on, by seconds."""
+
+    store: Store
+    advance: Callable[[float], Awaitable[None]]
+    _leases: dict[str, Lease] = field(default_factory=dict)
+    _registering: trio.Lock = field(default_factory=trio.Lock)
+
+    async def lease(self, worker_id: str = "worker-1") -> Lease:
+        """The lease of this worker, registered at the first call."""
+        async with self._registering:
+            if worker_id not in self._leases:
+                await self.lose(worker_id)
+        return self._leases[worker_id]
+
+    async def lose(self, worker_id: str = "worker-1") -> None:
+        """End this worker's lease behind its back, as a crash and a new start of it would."""
+        self._leases[worker_id] = await self.store.register(worker_id, 10, ["echo"])
+
+    async def create(self, **fields: Any) -> str:
+        """A new task; its id."""
+        (created,) = await self.store.create([new_task(**fields)])
+        return created.task_id
+
+    async def create_many(self, count: int, **fields: Any) -> list[str]:
+        return [created.task_id for created in await self.store.create([new_task(**fields) for _ in range(count)])]
+
+    async def claim(self, task_id: str, worker_id: str = "worker-1") -> Task:
+        """Claim a task that can be claimed."""
+        (verdict,) = await self.store.claim(await self.lease(worker_id), [task_id])
+        assert isinstance(verdict, Claimed), verdict
+        return verdict.task
+
+    async def claims(self, task_ids: list[str], worker_id: str = "worker-1") -> list[str]:
+        """What becomes of claiming all these: "claimed", or why not."""
+        verdicts = await self.store.claim(await self.lease(worker_id), task_ids)
+        return ["claimed" if isinstance(verdict, Claimed) else str(verdict.reason) for verdict in verdicts]
+
+    async def running(self, **fields: Any) -> Task:
+        """A new task, claimed."""
+        return await self.claim(await self.create(**fields))
+
+    async def finish(self, task: Task, status: Status, **fields: Any) -> Status | None:
+        """The verdict's status."""
+        (verdict,) = await self.store.finish(await self.lease(), [outcome(task, status, **fields)])
+        return verdict.status
+
+    async def ended(self, status: Status, **fields: Any) -> Task:
+        """A new task, run to this end."""
+        task = await self.running(**fields)
+        assert await self.finish(task, status) is status
+        return await self.get(task.task_id)
+
+    async def get(self, task_id: str) -> Task:
+        task = await self.store.get(task_id)
+        assert task is not None
+        return task
+
+    async def status(self, task_id: str) -> Status:
+        return (await self.get(task_id)).status
+
+    async def logs(self, task_id: str) -> list[LogRow]:
+        rows = await self.store.logs(task_id)
+        assert rows is not None
+        return rows
+
+    async def steps(self, task_id: str) -> list[str]:
+        """The log's state changes as texts; checked to be a legal path that ends in the row's state."""
+        rows = await self.logs(task_id)
+        assert legal_path((row.from_status, row.to_status) for row in rows) is await self.status(task_id)
+        return [f"{row.from_status} {row.to_status}" for row in rows if row.to_status is not None]
+
+
+OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
+"""Opens a store for as long as the context lasts."""
+
+
+def new_task(task_type: str = "echo", payload_json: str = "{}", **fields: Any) -> NewTask:
+    fields.setdefault("task_id", new_task_id())
+    return NewTask(task_type=task_type, payload_json=payload_json, **fields)
+
+
+def outcome(task: Task, status: Status, **fields: Any) -> Outcome:
+    fields.setdefault("attempt", task.attempt)
+    fields.setdefault("message", f"ended {status}")
+    return Outcome(task_id=task.task_id, status=status, **fields)
+
+
+async def failure_of(verb: Awaitable[object]) -> Exception | None:
+    """What the verb raises, for errors whose class is the driver's own."""
+    try:
+        await verb
+    except Exception as error:  # noqa: BLE001 - any error is the answer
+        return error
+    return None

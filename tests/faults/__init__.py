@@ -1,0 +1,1 @@
+"""Faults: real nodes, killed again and again, and a checker that reads what is left."""
