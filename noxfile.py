@@ -14,6 +14,7 @@ import nox
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["tests", "lint", "types"]
+nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_external_run = True
 

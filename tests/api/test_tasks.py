@@ -22,9 +22,14 @@ MakeSite = Callable[..., Site]
 
 FIELDS = {
     "task_id", "task_type", "status", "priority", "payload", "result", "error", "attempt", "retry_count",
-    "max_retry", "timeout", "worker_id", "recoveries", "releases", "cancel_requested_at", "scheduled_at", "created_at",
-    "started_at", "completed_at", "progress",
+    "max_retry", "timeout", "worker_id", "recoveries", "releases", "cancel_requested_at", "scheduled_at",
+    "created_at", "started_at", "completed_at", "progress",
 }  # fmt: skip
+
+
+def until_next_millisecond() -> None:
+    now = time.time_ns() // 1_000_000
+    until(lambda: time.time_ns() // 1_000_000 > now)
 
 
 def remove(path: Path, task_id: str) -> None:
@@ -349,7 +354,7 @@ def test_created_after_takes_its_own_moment_and_created_before_does_not(make_sit
     ids = []
     for _ in range(3):
         ids.append(site.create("nobody"))
-        time.sleep(0.003)  # a millisecond of its own for each
+        until_next_millisecond()
     middle = site.get(ids[1])["created_at"]
 
     def found(**query: str) -> list[str]:

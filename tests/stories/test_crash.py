@@ -5,77 +5,60 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import httpx
-from running import Process, node
 
 from atm.task import legal_path
+from running import Process, node
+
+BATCH = {"tasks": [{"task_type": "sleep", "payload": {"seconds": 0.01}}] * 200}
 
 
 def kill(started: Process) -> None:
     assert started.end(signal.SIGKILL) == -signal.SIGKILL
 
 
-def logs_of(started: Process, task_id: str) -> list[dict[str, Any]]:
-    answer = httpx.get(f"{started.url}/api/v1/tasks/{task_id}/logs")
-    rows: list[dict[str, Any]] = answer.json()["data"]
-    return rows
+def client_of(started: Process) -> httpx.Client:
+    return httpx.Client(base_url=f"{started.url}/api/v1", timeout=30)
 
 
 def test_what_was_acknowledged_survives_a_kill() -> None:
-    with node() as started:
+    with node() as started, client_of(started) as client:
         done = started.create("echo", payload={"n": 0})
         assert started.task(done, wait=10)["status"] == "SUCCESS"
-        running = [started.create("sleep", payload={"seconds": 0.3}) for _ in range(5)]
+        running = started.create("sleep", payload={"seconds": 1}, max_retry=0)
+        later = started.create("sleep", payload={"seconds": 0}, delay=2)
         cancelled = started.create("sleep", payload={"seconds": 3600}, delay=3600)
-        httpx.post(f"{started.url}/api/v1/tasks/{cancelled}/cancel")
-        answer = httpx.post(
-            f"{started.url}/api/v1/tasks/batch",
-            json={"tasks": [{"task_type": "sleep", "payload": {"seconds": 0.01}} for _ in range(200)]},
-        )
+        assert client.post(f"/tasks/{cancelled}/cancel").status_code == 200
+        settings = client.put("/task-types/echo", json={"max_concurrent": 3, "enabled": False})
+        disabled = started.create("echo", idempotency_key="order-7")
+        started.wait_until_running(running)
+        batch = client.post("/tasks/batch", json=BATCH).json()["data"]["task_ids"]
         kill(started)
-    batch = answer.json()["data"]["task_ids"]
     assert len(batch) == 200
-    with node() as started:
-        tasks = {task_id: started.task(task_id, wait=20) for task_id in (done, cancelled, *running, *batch)}
-        assert tasks[cancelled]["status"] == "CANCELLED"
-        assert (tasks[done]["status"], tasks[done]["attempt"]) == ("SUCCESS", 1)
-        assert {tasks[task_id]["status"] for task_id in (*running, *batch)} == {"SUCCESS"}
-        for task_id in (*running, *batch[:20]):
-            task, rows = tasks[task_id], logs_of(started, task_id)
+
+    with node() as started, client_of(started) as client:
+        assert started.task(done)["attempt"] == 1
+        assert started.task(cancelled)["status"] == "CANCELLED"
+        assert started.task(disabled)["pending_reason"] == "type_disabled"
+        (echo,) = [t for t in client.get("/task-types").json()["data"] if t["task_type"] == "echo"]
+        assert echo == settings.json()["data"]
+        again = client.post("/tasks", json={"task_type": "echo", "idempotency_key": "order-7"})
+        assert (again.status_code, again.json()["data"]["task_id"]) == (200, disabled)
+        recovered = started.task(running, wait=20)
+        assert (recovered["status"], recovered["attempt"], recovered["recoveries"]) == ("SUCCESS", 2, 1)
+        assert started.task(later, wait=20)["status"] == "SUCCESS"
+        started.task(batch[-1], wait=20)
+        for task_id in batch[-10:]:
+            started.task(task_id, wait=20)
+        page = client.get("/tasks", params={"task_type": "sleep", "status": "SUCCESS", "limit": 500}).json()
+        ended = {task["task_id"]: task for task in page["data"]["tasks"]}
+        assert {running, later, *batch} == set(ended)
+        assert all(task["attempt"] == 1 + task["recoveries"] for task in ended.values())
+        for task_id in (running, later, *batch[:10]):
+            rows = client.get(f"/tasks/{task_id}/logs").json()["data"]
             assert legal_path((row["from_status"], row["to_status"]) for row in rows) == "SUCCESS"
-            assert task["attempt"] == 1 + task["recoveries"]
         assert started.end() == 0
-
-
-def test_what_ran_is_recovered_and_runs_again() -> None:
-    with node() as started:
-        task_id = started.create("sleep", payload={"seconds": 1}, max_retry=0)
-        started.wait_until_running(task_id)
-        kill(started)
-    with node() as started:
-        task = started.task(task_id, wait=20)
-        assert (task["status"], task["attempt"], task["recoveries"]) == ("SUCCESS", 2, 1)
-        assert "Recovered: its worker was lost" in [row["message"] for row in logs_of(started, task_id)]
-
-
-def test_settings_keys_and_delays_survive_a_kill() -> None:
-    with node() as started:
-        url = f"{started.url}/api/v1"
-        httpx.put(f"{url}/task-types/echo", json={"max_concurrent": 3, "enabled": False})
-        first = httpx.post(f"{url}/tasks", json={"task_type": "echo", "idempotency_key": "order-7"})
-        later = httpx.post(f"{url}/tasks", json={"task_type": "sleep", "payload": {"seconds": 0}, "delay": 2})
-        kill(started)
-    assert first.status_code == later.status_code == 201
-    with node() as started:
-        url = f"{started.url}/api/v1"
-        (echo,) = [t for t in httpx.get(f"{url}/task-types").json()["data"] if t["task_type"] == "echo"]
-        assert (echo["max_concurrent"], echo["enabled"]) == (3, False)
-        again = httpx.post(f"{url}/tasks", json={"task_type": "echo", "idempotency_key": "order-7"})
-        assert (again.status_code, again.json()["data"]) == (200, first.json()["data"])
-        assert started.task(first.json()["data"]["task_id"])["pending_reason"] == "type_disabled"
-        assert started.task(later.json()["data"]["task_id"], wait=20)["status"] == "SUCCESS"
 
 
 CHILD = """
@@ -113,14 +96,5 @@ def test_a_torn_end_of_the_journal_is_no_damage() -> None:
     with node() as started:
         assert started.task(kept)["result"] == {"a": 1}
         assert started.end() == 0
-
-
-def test_a_start_after_many_crashes_leaves_no_litter() -> None:
-    for _ in range(2):
-        with node() as started:
-            started.create("echo")
-            kill(started)
-    with node() as started:
-        started.create("echo")
-        assert started.end() == 0
-    assert sorted(path.name for path in Path().iterdir()) == ["atm.db", "logs", "stderr.txt", "stdout.txt"]
+    names = sorted(path.name for path in Path().iterdir())
+    assert names == ["atm.db", "logs", "stderr.txt", "stdout.txt"], "litter is left"

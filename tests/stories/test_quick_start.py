@@ -6,11 +6,13 @@ import json
 import re
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
 from running import Process, node
 
 CONFIG = """
@@ -25,6 +27,8 @@ EMAIL = {
     "payload": {"to": "user@example.com", "subject": "Hello", "body": "Test email"},
 }
 
+LONG = {"task_type": "sleep", "payload": {"seconds": 3600}}
+CANCELLED = {"code": 0, "message": "Task cancelled successfully"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
 
@@ -65,77 +69,105 @@ def test_the_first_minute(folder: Path) -> None:
         assert started.err.read_text() == ""
 
 
-def test_the_calls_of_the_quick_start() -> None:
+def test_the_quick_start() -> None:
     Path("config.yaml").write_text(CONFIG)
-    with node() as started:
-        tasks = f"{started.url}/api/v1/tasks"
-
-        created = httpx.post(tasks, json=EMAIL)
-        assert created.status_code == 201
-        assert list(data_of(created)) == ["task_id"]
-        task_id = data_of(created)["task_id"]
-        assert created.headers["location"] == f"/api/v1/tasks/{task_id}"
-
-        task = data_of(httpx.get(f"{tasks}/{task_id}?wait=10"))
-        assert (task["task_id"], task["task_type"], task["status"]) == (task_id, "send_email", "SUCCESS")
-        assert list(task["result"]) == ["message_id"]
-        assert (task["payload"], task["priority"], task["retry_count"]) == (EMAIL["payload"], 1, 0)
-        for name in ("created_at", "started_at", "completed_at"):
-            assert TIME.fullmatch(task[name])
+    with node() as started, httpx.Client(base_url=f"{started.url}/api/v1", timeout=20) as client:
+        task_id = create(client)
+        query(client, task_id)
         assert "Test email" in started.out.read_text()
-
-        rows = data_of(httpx.get(f"{tasks}/{task_id}/logs"))
-        first, second = rows[0], rows[1]
-        assert TIME.fullmatch(first.pop("created_at"))
-        assert first == {
-            "log_type": "STATE_CHANGE",
-            "from_status": None,
-            "to_status": "PENDING",
-            "message": "Task created",
-        }
-        told = ("log_type", "from_status", "to_status", "message", "worker_id")
-        assert [second[name] for name in told] == [
-            "STATE_CHANGE",
-            "PENDING",
-            "PROCESSING",
-            "Task assigned to worker",
-            "worker-001",
-        ]
-
-        late = httpx.post(f"{tasks}/{task_id}/cancel")
-        assert late.status_code == 409
-        waiting = data_of(httpx.post(tasks, json=EMAIL | {"task_type": "sleep", "delay": 3600}))["task_id"]
-        for _ in range(2):
-            cancelled = httpx.post(f"{tasks}/{waiting}/cancel")
-            assert cancelled.status_code == 200
-            assert cancelled.json() == {"code": 0, "message": "Task cancelled successfully"}
-        assert started.task(waiting)["status"] == "CANCELLED"
+        look_at_the_logs(client, task_id)
+        too_late_to_cancel(client, task_id)
+        cancel_a_waiting_task(client)
+        cancel_a_running_task(client)
+        failed = fail(client)
+        read_the_metrics(client, started)
         assert started.end() == 0
+    read_the_workers_log(failed)
 
 
-def test_a_running_task_is_cancelled_when_the_call_answers() -> None:
-    with node() as started:
-        task_id = started.create("sleep", payload={"seconds": 3600})
-        started.wait_until_running(task_id)
-        answer = httpx.post(f"{started.url}/api/v1/tasks/{task_id}/cancel", timeout=20)
-        assert (answer.status_code, answer.json()["message"]) == (200, "Task cancelled successfully")
-        assert started.task(task_id)["status"] == "CANCELLED"
+def create(client: httpx.Client) -> str:
+    answer = client.post("/tasks", json=EMAIL)
+    assert answer.status_code == 201
+    data = data_of(answer)
+    assert list(data) == ["task_id"]
+    assert answer.headers["location"] == f"/api/v1/tasks/{data['task_id']}"
+    return str(data["task_id"])
 
 
-def test_the_metrics_of_the_quick_start() -> None:
-    Path("config.yaml").write_text(CONFIG)
-    with node() as started:
-        started.task(started.create(**EMAIL), wait=10)
-        running = started.create("sleep", payload={"seconds": 3600})
-        started.wait_until_running(running)
-        for priority in (1, 1, 0, -1):
-            started.create("nobody_runs_this", priority=priority)
-        samples = samples_of(started)
+def query(client: httpx.Client, task_id: str) -> None:
+    task = data_of(client.get(f"/tasks/{task_id}?wait=10"))
+    assert (task["task_id"], task["task_type"], task["status"]) == (task_id, "send_email", "SUCCESS")
+    assert list(task["result"]) == ["message_id"]
+    assert (task["payload"], task["priority"], task["retry_count"]) == (EMAIL["payload"], 1, 0)
+    for name in ("created_at", "started_at", "completed_at"):
+        assert TIME.fullmatch(task[name])
+
+
+def look_at_the_logs(client: httpx.Client, task_id: str) -> None:
+    first, second, *_ = data_of(client.get(f"/tasks/{task_id}/logs"))
+    assert TIME.fullmatch(first.pop("created_at"))
+    assert first == {
+        "log_type": "STATE_CHANGE",
+        "from_status": None,
+        "to_status": "PENDING",
+        "message": "Task created",
+    }
+    assert TIME.fullmatch(second.pop("created_at"))
+    assert second.pop("attempt") == 1
+    assert second == {
+        "log_type": "STATE_CHANGE",
+        "from_status": "PENDING",
+        "to_status": "PROCESSING",
+        "message": "Task assigned to worker",
+        "worker_id": "worker-001",
+    }
+
+
+def too_late_to_cancel(client: httpx.Client, task_id: str) -> None:
+    assert client.post(f"/tasks/{task_id}/cancel").status_code == 409
+
+
+def cancel_a_waiting_task(client: httpx.Client) -> None:
+    waiting = data_of(client.post("/tasks", json={"task_type": "sleep", "delay": 3600}))["task_id"]
+    for _ in range(2):
+        answer = client.post(f"/tasks/{waiting}/cancel")
+        assert (answer.status_code, answer.json()) == (200, CANCELLED)
+    assert data_of(client.get(f"/tasks/{waiting}"))["status"] == "CANCELLED"
+
+
+def cancel_a_running_task(client: httpx.Client) -> None:
+    running = data_of(client.post("/tasks", json=LONG))["task_id"]
+    while data_of(client.get(f"/tasks/{running}"))["status"] == "PENDING":
+        time.sleep(0.01)
+    answer = client.post(f"/tasks/{running}/cancel")
+    assert (answer.status_code, answer.json()) == (200, CANCELLED)
+    assert data_of(client.get(f"/tasks/{running}"))["status"] == "CANCELLED"
+
+
+def fail(client: httpx.Client) -> str:
+    body = EMAIL | {"payload": {"to": "nobody"}}
+    failed = str(data_of(client.post("/tasks", json=body))["task_id"])
+    task = data_of(client.get(f"/tasks/{failed}?wait=10"))
+    assert (task["status"], task["attempt"]) == ("FAILED", 1)
+    rows = data_of(client.get(f"/tasks/{failed}/logs"))
+    assert [row["log_type"] for row in rows] == ["STATE_CHANGE", "STATE_CHANGE", "ERROR", "STATE_CHANGE"]
+    assert "payload.to must be an email address" in rows[2]["message"]
+    return failed
+
+
+def read_the_metrics(client: httpx.Client, started: Process) -> None:
+    running = data_of(client.post("/tasks", json=LONG))["task_id"]
+    while data_of(client.get(f"/tasks/{running}"))["status"] == "PENDING":
+        time.sleep(0.01)
+    for priority in (1, 1, 0, -1):
+        client.post("/tasks", json={"task_type": "nobody_runs_this", "priority": priority})
+    samples = samples_of(started)
+    client.post(f"/tasks/{running}/cancel")
 
     def value(name: str, **labels: str) -> float:
         return samples[name, frozenset(labels.items())]
 
-    assert value("task_created_total", task_type="send_email") == 1
+    assert value("task_created_total", task_type="send_email") == 2
     for quantile in ("0.5", "0.95", "0.99"):
         labels = {"task_type": "send_email", "status": "success", "quantile": quantile}
         assert 0 < value("task_duration_seconds", **labels) < 30
@@ -145,16 +177,9 @@ def test_the_metrics_of_the_quick_start() -> None:
     assert value("queue_length", queue="low") == 1
 
 
-def test_the_log_of_a_failure_is_where_the_quick_start_looks() -> None:
-    with node() as started:
-        task_id = started.create("send_email", payload={"to": "nobody"})
-        assert started.task(task_id, wait=10)["status"] == "FAILED"
-        logs = data_of(httpx.get(f"{started.url}/api/v1/tasks/{task_id}/logs"))
-        assert [row["log_type"] for row in logs] == ["STATE_CHANGE", "STATE_CHANGE", "ERROR", "STATE_CHANGE"]
-        assert "payload.to must be an email address" in logs[2]["message"]
-        assert started.end() == 0
+def read_the_workers_log(failed: str) -> None:
     entries = [json.loads(line) for line in Path("logs/worker.log").read_text().splitlines()]
-    (entry,) = [entry for entry in entries if entry.get("task_id") == task_id]
+    (entry,) = [entry for entry in entries if entry.get("task_id") == failed]
     assert (entry["level"], entry["attempt"]) == ("warning", 1)
     assert "payload.to must be an email address" in entry["message"]
 

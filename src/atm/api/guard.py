@@ -44,7 +44,7 @@ class Guard:
         if refusal is None:
             await self._app(scope, receive, send)
         else:
-            await _refuse(send, *refusal)
+            await refuse(send, *refusal)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         host = origin = site = None
@@ -81,7 +81,8 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-async def _refuse(send: Send, code: int, message: str) -> None:
+async def refuse(send: Send, code: int, message: str) -> None:
+    """Answer with the error envelope."""
     body = error_body(code, message)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": code // 100, "headers": headers})

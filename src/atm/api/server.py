@@ -7,6 +7,7 @@ client that reads nothing cannot be cancelled. What it knows of HTTP and ASGI is
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import resource
@@ -24,9 +25,10 @@ from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, H11SendableEvent
+from hypercorn.utils import UnexpectedMessageError
 
-from atm.api.answer import BAD_METHOD, BAD_REQUEST, HEAD_TOO_LARGE, NO_ROUTE, error_body
-from atm.api.guard import AsgiApp, Guard, Message, Receive, Scope, Send
+from atm.api.answer import BAD_METHOD, BAD_REQUEST, HEAD_TOO_LARGE, INTERNAL, NO_ROUTE, error_body
+from atm.api.guard import AsgiApp, Guard, Message, Receive, Scope, Send, refuse
 from atm.errors import StartError
 from atm.metrics import Metrics
 
@@ -232,6 +234,8 @@ class _Connection:
                     await self._app(cast("Scope", scope), get, send)
                 except Exception:
                     logger.exception("request failed")
+                    with contextlib.suppress(UnexpectedMessageError):  # a part of an answer is out already
+                        await refuse(send, INTERNAL, "internal error; the log has more")
             await send(None)
 
         self._requests.start_soon(answer)

@@ -44,13 +44,14 @@ from atm.store import (
 from atm.stores import decide
 from atm.stores.decide import Change, End, Log, Row
 from atm.stores.serial import Call, SerialThread
-from atm.task import QUEUES, TERMINAL, Status, Task, TaskType
+from atm.task import QUEUES, REOPENABLE, Status, Task, TaskType
 
 APPLICATION_ID = 0x61746D31  # "atm1", so that another program's file is not taken for ours
 SCHEMA_VERSION = 1
 MIN_SQLITE = (3, 38, 0)  # the ->> operator
 CHECKED_SIZE = 64 * 1024 * 1024  # a file up to this size is checked whole at start: well under a second
 LOG_ID_BLOCK = 1_000_000
+RARE = 10_000
 READ_SLICE = 128  # tasks whose payloads, 1 MiB each, still fit into one JSON value (SQLite: 1 GB)
 
 TASK_COLUMNS = (
@@ -296,10 +297,13 @@ class SqliteStore:
 
     async def find(self, where: TaskFilter, before: str | None, limit: int) -> list[Task]:
         conditions: dict[str, object] = {}
+        # Some conditions are always true: they name the partial index that finds a rare status.
         if where.status is not None:
             conditions["status = ?"] = where.status
-            if where.status not in TERMINAL:
-                conditions["sweep_at IS NOT NULL AND ?"] = 1  # always so; names the index of live work
+            if where.status in REOPENABLE:
+                conditions["status IN ('FAILED', 'TIMEOUT', 'CANCELLED') AND ?"] = 1
+            elif where.status is not Status.SUCCESS and await self._is_rare(where.status):
+                conditions["sweep_at IS NOT NULL AND ?"] = 1
         if where.task_type is not None:
             conditions["task_type = ?"] = where.task_type
         if where.worker_id is not None:
@@ -317,6 +321,15 @@ class SqliteStore:
         rows = await self._slow_reader.call(_fetch, (sql, (*conditions.values(), limit)))
         return [_task(row) for row in rows]
 
+    async def _is_rare(self, status: Status) -> bool:
+        """Whether so few tasks are in this live state that sorting them beats a walk through the newest tasks."""
+        sql = (
+            "SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_live "
+            "WHERE status = ? AND sweep_at IS NOT NULL LIMIT ?)"
+        )
+        rows = await self._slow_reader.call(_fetch, (sql, (status, RARE + 1)))
+        return bool(rows[0][0] <= RARE)
+
     async def task_types(self) -> Mapping[str, TaskType]:
         await trio.lowlevel.checkpoint()
         return dict(self._types)
@@ -328,7 +341,7 @@ class SqliteStore:
     async def waiting(self, after: Position | None, limit: int) -> tuple[list[Waiting], Position | None]:
         at = after or Position(max(QUEUES), 0, 0)
         sql = (
-            "SELECT task_id, task_type, priority, due_at, sweep_at, seq FROM task "
+            "SELECT task_id, task_type, priority, due_at, sweep_at, seq FROM task INDEXED BY task_live "
             "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND (sweep_at, seq) > (?, ?) "
             "ORDER BY sweep_at, seq LIMIT ?"
         )
@@ -605,8 +618,9 @@ class SqliteStore:
     def _register(self, argument: tuple[str, int, tuple[str, ...]], calls: list[Call], now: int) -> None:
         worker_id, capacity, task_types = argument
         self._db.execute(
-            "DELETE FROM worker_registry WHERE state != 'ALIVE' AND NOT EXISTS (SELECT 1 FROM task "
-            "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND task.worker_id = worker_registry.worker_id)"
+            "DELETE FROM worker_registry WHERE state != 'ALIVE' AND NOT EXISTS ("
+            "SELECT 1 FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL "
+            "AND task.worker_id = worker_registry.worker_id)"
         )
         self._db.execute("UPDATE worker_registry SET state = 'LOST' WHERE worker_id = ?", (worker_id,))
         epoch = self._db.execute(
@@ -629,7 +643,7 @@ class SqliteStore:
 
     def _held(self, lease: Lease, calls: list[Call], now: int) -> None:
         sql = (
-            "SELECT task_id, attempt, started_at, cancel_requested_at IS NOT NULL FROM task "
+            "SELECT task_id, attempt, started_at, cancel_requested_at IS NOT NULL FROM task INDEXED BY task_live "
             "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND worker_id = ? AND worker_epoch = ?"
         )
         rows = _fetch(self._db, (sql, (lease.worker_id, lease.epoch)))
@@ -662,7 +676,10 @@ class SqliteStore:
 _GONE = Refused(Refusal.GONE)
 _BLOCKED = Refused(Refusal.BLOCKED)
 _DEFAULTS = TaskType(task_type="")
-_COUNT_RUNNING = "SELECT count(*) FROM task WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND task_type = ?"
+_COUNT_RUNNING = (
+    "SELECT count(*) FROM task INDEXED BY task_live "
+    "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND task_type = ?"
+)
 _SELECT_CLAIMABLE = """
 SELECT json_group_array(json_array(seq, json_array(task_id, task_type, 'PROCESSING', priority, payload, timeout,
   max_retry, attempt + 1, retry_count, recoveries, releases, ?, created_at, due_at, scheduled_at, ?, NULL,
@@ -676,12 +693,14 @@ WHERE seq IN (SELECT value FROM json_each(?))
 """
 _SELECT_LOST = f"""
 SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
-  SELECT * FROM task WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND (worker_id, worker_epoch) NOT IN (
-    SELECT worker_id, epoch FROM worker_registry WHERE state = 'ALIVE') LIMIT ?)
+  SELECT * FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL
+  AND (worker_id, worker_epoch) NOT IN (SELECT worker_id, epoch FROM worker_registry WHERE state = 'ALIVE')
+  LIMIT ?)
 """  # noqa: S608 - constants
 _SELECT_OVERDUE = (
-    "SELECT task_id, task_type, priority, due_at FROM task WHERE status = 'PENDING' AND sweep_at IS NOT NULL "
-    "AND priority = ? AND sweep_at <= ? ORDER BY sweep_at, seq LIMIT ?"
+    "SELECT task_id, task_type, priority, due_at FROM task INDEXED BY task_live "
+    "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND sweep_at <= ? "
+    "ORDER BY sweep_at, seq LIMIT ?"
 )
 _UPDATE_SWEPT = (
     "UPDATE task SET sweep_at = ?1 + min(max(?1 - due_at, ?2), ?3) "

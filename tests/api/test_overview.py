@@ -1,0 +1,78 @@
+"""Who works, what waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from api.site import BATCH, Site, assert_problem, assert_success, until
+
+MakeSite = Callable[..., Site]
+
+WORKERS, QUEUES = "/api/v1/workers", "/api/v1/queues"
+
+
+def test_a_worker_shows_as_registered(make_site: MakeSite) -> None:
+    site = make_site(capacity=3)
+    (worker,) = assert_success(site.http.get(WORKERS))
+    seen = datetime.fromisoformat(worker.pop("last_heartbeat"))
+    assert abs(datetime.now(UTC) - seen) < timedelta(minutes=1)
+    assert worker == {
+        "id": "worker-1",
+        "name": "the worker",
+        "address": site.url,
+        "capacity": 3,
+        "current_load": 0,
+        "supported_types": [
+            "echo", "fails", "gate", "gate_capped", "gate_renamed", "reports", "sleep", "stubborn"
+        ],
+        "draining": False,
+    }  # fmt: skip
+
+
+def test_load_and_draining_show(make_site: MakeSite) -> None:
+    site = make_site(grace=20)
+
+    def worker() -> tuple[int, bool]:
+        (found,) = assert_success(site.http.get(WORKERS))
+        return found["current_load"], found["draining"]
+
+    site.running("load")
+    until(lambda: worker() == (1, False))
+    site.stop()
+    until(lambda: worker() == (1, True))
+    site.gates.open("load")
+
+
+def test_a_node_without_a_worker_shows_none(make_site: MakeSite) -> None:
+    assert assert_success(make_site(capacity=0).http.get(WORKERS)) == []
+
+
+def test_queues_show_what_waits_by_priority(make_site: MakeSite) -> None:
+    site = make_site(capacity=1)
+    site.running("queue")
+    for priority, count in ((1, 1), (0, 2), (-1, 3)):
+        site.http.post(BATCH, json={"tasks": [{"task_type": "echo", "priority": priority}] * count})
+    site.http.post(BATCH, json={"tasks": [{"task_type": "nobody", "priority": -1}] * 4})
+    site.create("echo", delay=1_000)
+    data = assert_success(site.http.get(QUEUES))
+    ages = [queue.pop("oldest_age") for queue in data["queues"]]
+    assert all(age >= 0 for age in ages)
+    assert data == {
+        "queues": [
+            {"name": "high", "length": 1, "parked": 0},
+            {"name": "normal", "length": 2, "parked": 0},
+            {"name": "low", "length": 7, "parked": 4},
+        ],
+        "delayed": 1,
+    }
+    until(lambda: assert_success(site.http.get(QUEUES))["queues"][0]["oldest_age"] > ages[0])
+    site.gates.open("queue")
+    until(lambda: [queue["length"] for queue in assert_success(site.http.get(QUEUES))["queues"]] == [0, 0, 4])
+
+
+@pytest.mark.parametrize("path", [WORKERS, QUEUES])
+def test_query_parameters_are_refused(site: Site, path: str) -> None:
+    assert_problem(site.http.get(f"{path}?status=ALIVE"), 42201, "status")
