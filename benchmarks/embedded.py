@@ -5,8 +5,8 @@
     python benchmarks/embedded.py --peers --large
 
 Every node is a real one: all features on, ``synchronous=FULL``, the defaults of ``python -m atm`` in an empty
-folder. A ratio of 1 or more meets the target. Figures drift from run to run; the ratios against the peers, which
-run just before and after, say more than the absolute numbers.
+folder. A ratio of 1 or more meets the target. Figures drift from run to run, so the ratios against the peers,
+measured in turns with them, say more than the absolute numbers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script
@@ -36,6 +37,7 @@ from benchmarks.wire import Connection, request_bytes
 
 BATCH = 500
 DONE = 'task_duration_seconds_count{status="success",task_type="noop"}'
+PICKUP_P50 = "idle pick-up p50"
 PATIENCE = 300.0
 """Seconds that anything may take."""
 
@@ -74,6 +76,10 @@ def inside(plan: Plan, mode: str, *options: str) -> dict[str, float]:
         raise RuntimeError(done.stderr)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def our_rate(plan: Plan) -> float:
+    return inside(plan, "backlog")["tasks_per_second"]
 
 
 def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -200,7 +206,7 @@ def pickup(plan: Plan) -> Iterator[Figure]:
     """From before the POST to the executor's first line, on an idle node."""
     with new_folder(plan) as name, NodeProcess(Path(name)) as node, node.connect() as connection:
         latencies = [one_pickup(connection) for _ in range(plan.samples + 20)][20:]
-    yield Figure("idle pick-up p50", statistics.median(latencies), "ms", 3, at_most=True)
+    yield Figure(PICKUP_P50, statistics.median(latencies), "ms", 3, at_most=True)
     yield Figure("idle pick-up p99", percentile(latencies, 0.99), "ms", 8, at_most=True)
 
 
@@ -305,7 +311,8 @@ def main() -> None:
         print(f"measuring {name} …", file=sys.stderr, flush=True)
         figures += section(plan)
     if chosen.peers:
-        figures += compare(plan.tasks, plan.rounds, plan.samples, figures)
+        pickup_p50 = next((figure.value for figure in figures if figure.name == PICKUP_P50), None)
+        figures += compare(plan.tasks, plan.rounds, plan.samples, partial(our_rate, plan), pickup_p50)
     print(render(figures))
 
 

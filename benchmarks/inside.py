@@ -136,7 +136,11 @@ def taken_apart(meter: Meter, progress: Progress) -> Iterator[Parts]:
         parts.metrics = Metrics()
         return parts.metrics
 
-    makers = {"SqliteStore": make_store, "LocalCoordinator": make_coordinator, "Metrics": make_metrics}
+    makers: dict[str, Any] = {
+        "SqliteStore": make_store,
+        "LocalCoordinator": make_coordinator,
+        "Metrics": make_metrics,
+    }
     with patch.multiple(atm.node, **makers):
         yield parts
 

@@ -99,12 +99,12 @@ def test_other_lanes_do_not_exist_yet(lane: str) -> None:
     "task_types", [(), (7,), (None,), ("",), ("two words",), ("ü",), ("x" * 129,), ("x", "a/b")]
 )
 def test_the_types_must_be_names_that_a_task_can_have(task_types: tuple[Any, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"@executes on \S*function"):
-        executes(*task_types)(unmarked())
+    with pytest.raises(ConfigError, match=r"@executes: (name the task types|.* is no task type)"):
+        executes(*task_types)
 
 
 def test_executes_without_brackets_is_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r'@executes\("'):
+    with pytest.raises(ConfigError, match=r"@executes: .*function.* is no task type"):
         executes(unmarked())
 
 
@@ -158,13 +158,13 @@ def test_only_executors_and_marked_functions_can_be_registered(value: Any) -> No
 
 @pytest.mark.parametrize("task_types", [(), [], ["send_email"], "send_email", None, {"send_email"}])
 def test_the_types_of_an_executor_stand_in_a_tuple(task_types: Any) -> None:
-    with pytest.raises(ConfigError, match="Emails must list its supported_task_types in a tuple"):
+    with pytest.raises(ConfigError, match="supported_task_types of Emails: name the task types, as in"):
         Registry().register(with_types(task_types))
 
 
 @pytest.mark.parametrize("task_types", [(7,), ("",), ("two words",), ("x" * 129,)])
 def test_the_types_of_an_executor_are_names_that_a_task_can_have(task_types: Any) -> None:
-    with pytest.raises(ConfigError, match="Emails"):
+    with pytest.raises(ConfigError, match=r"supported_task_types of Emails: .* is no task type"):
         Registry().register(with_types(task_types))
 
 

@@ -40,6 +40,10 @@ class StartError(AtmError):
     """The node cannot start here; the message is one line for the operator."""
 
 
+class LeaseLost(AtmError):
+    """The worker's right to run tasks is over, though nobody asked the node to stop."""
+
+
 class StoreError(AtmError):
     """Base of the store's errors."""
 

@@ -234,13 +234,13 @@ class Registry:
         found = executor if isinstance(executor, Executor) else marked_executor(executor)
         if found is None:
             raise ConfigError("executors", f"{executor!r} is neither an Executor nor marked by @executes")
-        _check_types(f"supported_task_types of {_name(found)}", found.supported_task_types)
+        _check_types(f"supported_task_types of {name_of(found)}", found.supported_task_types)
         if found.lane != "async":
-            raise ConfigError("executors", f"{_name(found)} has lane {found.lane!r}; only 'async' exists yet")
+            raise ConfigError("executors", f"{name_of(found)} has lane {found.lane!r}; only 'async' exists yet")
         for task_type in found.supported_task_types:
             owner = self._by_type.get(task_type)
             if owner is not None and task_type not in self._shipped and not _same(owner, found):
-                both = f"{_name(owner)} and {_name(found)}"
+                both = f"{name_of(owner)} and {name_of(found)}"
                 raise ConfigError("executors", f"task type {task_type!r} is claimed by {both}")
             self._by_type[task_type] = found
             (self._shipped.add if shipped else self._shipped.discard)(task_type)
@@ -268,7 +268,8 @@ def _same(one: Executor, other: Executor) -> bool:
     return one is other or (functions and one.execute is other.execute)
 
 
-def _name(executor: Executor) -> str:
+def name_of(executor: Executor) -> str:
+    """What to call it in messages: the function's name, or the class's."""
     if isinstance(executor, FunctionExecutor):
         return getattr(executor.execute, "__qualname__", repr(executor.execute))
     return type(executor).__qualname__

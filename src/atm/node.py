@@ -20,7 +20,7 @@ from atm.api.server import IN_FLIGHT_PATIENCE, Server, bind, metrics_app, url_of
 from atm.api.waiters import Waiters
 from atm.config import Config
 from atm.coordinators.local import LocalCoordinator
-from atm.errors import AtmError, StartError, leaf_of
+from atm.errors import AtmError, leaf_of
 from atm.executor import Executor, Registry
 from atm.executors import loading
 from atm.health import Health
@@ -37,14 +37,6 @@ CANCEL_MARGIN = 2.0
 
 SWITCH_INTERVAL = 0.0005
 """Seconds; with Python's default of 5 ms the store's writer waits ten times as long beside a busy loop."""
-
-
-async def _open(stack: contextlib.AsyncExitStack, executor: Executor) -> None:
-    try:
-        await stack.enter_async_context(executor)
-    except Exception as error:
-        name = executor.type or type(executor).__name__
-        raise StartError(f"executor {name} cannot be opened: {type(error).__name__}: {error}") from error
 
 
 class Node:
@@ -85,7 +77,7 @@ class Node:
         sys.setswitchinterval(SWITCH_INTERVAL)
         handlers = logs.set_up(self.config.log)
         try:
-            async with contextlib.AsyncExitStack() as stack:
+            with contextlib.ExitStack() as stack:
                 await self._run(stack, self._stop, task_status)
         except BaseExceptionGroup as group:
             told = leaf_of(group, AtmError)
@@ -96,7 +88,7 @@ class Node:
             logs.tear_down(handlers)
 
     async def _run(
-        self, stack: contextlib.AsyncExitStack, stop: trio.Event, task_status: trio.TaskStatus[None]
+        self, stack: contextlib.ExitStack, stop: trio.Event, task_status: trio.TaskStatus[None]
     ) -> None:
         config = self.config
         registry = self._executors()
@@ -136,8 +128,8 @@ class Node:
             self.urls["metrics"] = f"{url_of(metrics_socket)}/metrics"
             parts.servers.append(Server(metrics_app(metrics), metrics_socket, hosts))
         if config.worker.enabled:
-            for executor in registry.executors():
-                await _open(stack, executor)
+            parts.executors = registry.executors()
+            parts.closing_budget = config.worker.cleanup_budget
             parts.worker = Worker(
                 store,
                 coordinator,
@@ -151,7 +143,7 @@ class Node:
             )
         overtime = (
             parts.grace
-            + config.worker.cleanup_budget
+            + 2 * config.worker.cleanup_budget
             + supervisor.STUCK_MARGIN
             + supervisor.RECORD_PATIENCE
             + 2 * IN_FLIGHT_PATIENCE
@@ -167,7 +159,7 @@ class Node:
         return self._registry
 
     def _bind(
-        self, stack: contextlib.AsyncExitStack, enabled: bool, host: str, port: int, key: str
+        self, stack: contextlib.ExitStack, enabled: bool, host: str, port: int, key: str
     ) -> socket.socket | None:
         return stack.enter_context(bind(host, port, key)) if enabled else None
 

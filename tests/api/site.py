@@ -129,6 +129,10 @@ class Site:
         self.waiters = Waiters(self.store, self.coordinator, self.health)
         services = Services(self.store, self.coordinator, self.metrics, self.health, self.waiters, cancel_patience)
         app = wrap(cast("AsgiApp", build_app(services)))
+        self.servers = [
+            Server(app, self._sockets[0], hosts or []),
+            Server(metrics_app(self.metrics), self._sockets[1], hosts or []),
+        ]
         worker = Worker(
             self.store,
             self.coordinator,
@@ -155,10 +159,7 @@ class Site:
             grace=grace,
             retention=None,
             listeners=[self.waiters.listen],
-            servers=[
-                Server(app, self._sockets[0], hosts or []),
-                Server(metrics_app(self.metrics), self._sockets[1], hosts or []),
-            ],
+            servers=[*self.servers],
         )
         self._thread = threading.Thread(target=self._live, name="site")
         self._started = threading.Event()

@@ -662,7 +662,7 @@ def test_random_bytes_are_refused_or_stored_never_a_5xx(site: Site) -> None:
     texts = st.lists(st.sampled_from(PIECES), max_size=20).map("".join)
     bodies = st.binary(max_size=200) | texts.map(str.encode)
 
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     @given(bodies, st.sampled_from([TASKS, BATCH]))
     def check(body: bytes, path: str) -> None:
         answer = site.http.post(path, content=body, headers=JSON)
@@ -726,7 +726,7 @@ def tasks(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def test_the_rules_are_those_of_the_reference_and_what_is_accepted_is_stored(site: Site) -> None:
-    @settings(max_examples=200)
+    @settings(max_examples=100)
     @given(tasks(), st.booleans())
     def check(task: dict[str, Any], is_ascii: bool) -> None:
         wrong = {name for name, value in task.items() if name not in ORACLE or not ORACLE[name](value)}

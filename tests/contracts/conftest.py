@@ -17,6 +17,7 @@ from atm.coordinator import Coordinator
 from atm.coordinators.local import LocalCoordinator
 from atm.stores.sqlite import SqliteStore
 from contracts.bench import Bench, OpenBench
+from contracts.hall import Hall, leading
 
 _numbers = count()
 
@@ -72,3 +73,9 @@ async def coordinator(request: pytest.FixtureRequest) -> AsyncIterator[Coordinat
         await nursery.start(made.run)
         yield made
         nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def hall(coordinator: Coordinator) -> AsyncIterator[Hall]:
+    async with leading(coordinator) as opened:
+        yield opened

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ CERTIFICATE = Path(__file__).with_name("localhost.pem")
 
 HANG = "hang"
 DROP = "drop"
-"""Instead of a reply: say nothing until the client has gone; close the connection."""
+RESET = "reset"
+"""Instead of a reply: say nothing until the client has gone; close the connection; break it off."""
 
 REPLIES = {
     "greeting": "220 mail.test ready",
@@ -144,7 +146,9 @@ class _Talk:
         reply = self._server.replies.get(line) or self._server.replies.get(verb, "502 what?")
         if reply == HANG:
             _wait_for_end(self._client)
-        if reply == DROP:
+        if reply == RESET:
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if reply in (DROP, RESET):
             raise EOFError
         self._client.sendall(f"{reply}\r\n".encode())
         return reply

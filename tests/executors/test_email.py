@@ -19,7 +19,7 @@ from atm.errors import ConfigError
 from atm.executors.email import EmailExecutor
 from atm.store import Outcome
 from atm.task import Status
-from executors.smtp import CERTIFICATE, DROP, HANG, MailServer, mail_server
+from executors.smtp import CERTIFICATE, DROP, HANG, RESET, MailServer, mail_server
 from nursery.bench import AttemptKit
 
 HELLO = {"to": "user@example.com", "subject": "Hello", "body": "Test email"}
@@ -170,7 +170,7 @@ async def test_a_message_is_sent(attempts: AttemptKit) -> None:
     assert sent["Date"] is not None
     envelope = [command.split(" size=")[0] for command in server.commands if ":" in command]
     assert envelope == ["mail FROM:<shop@example.com>", "rcpt TO:<a@x.test>", "rcpt TO:<b@y.test>"]
-    assert server.commands[-1] == "QUIT"
+    assert server.commands[-1].upper() == "QUIT"
 
 
 async def test_a_user_logs_in_first(attempts: AttemptKit) -> None:
@@ -257,9 +257,10 @@ async def test_who_was_refused_among_others_is_told(attempts: AttemptKit) -> Non
     assert "b@y.test" in (outcome.result_json or "")
 
 
+@pytest.mark.parametrize("how", [DROP, RESET])
 @pytest.mark.parametrize("verb", ["greeting", "EHLO", "RCPT", "."])
-async def test_a_dropped_connection_is_tried_again(attempts: AttemptKit, verb: str) -> None:
-    with mail_server({verb: DROP, "HELO": DROP}) as server:
+async def test_a_broken_connection_is_tried_again(attempts: AttemptKit, verb: str, how: str) -> None:
+    with mail_server({verb: how, "HELO": how}) as server:
         outcome = await attempts.outcome(sender_to(server), payload=HELLO)
         await assert_nothing_is_left(server)
     assert outcome.status is Status.FAILED
@@ -278,7 +279,7 @@ async def test_a_server_that_is_not_there_is_tried_again(attempts: AttemptKit) -
 # what is accepted is sent, whatever comes after
 
 
-@pytest.mark.parametrize("goodbye", ["421 I am off", "500 what?", "250 ok", DROP])
+@pytest.mark.parametrize("goodbye", ["421 I am off", "500 what?", "250 ok", DROP, RESET])
 async def test_an_odd_goodbye_does_not_send_the_message_again(attempts: AttemptKit, goodbye: str) -> None:
     with mail_server({"QUIT": goodbye}) as server:
         message_id_of(await attempts.outcome(sender_to(server), payload=HELLO))

@@ -183,9 +183,9 @@ def test_the_current_folder_stays_importable_for_later(write: Write) -> None:
         (CLASS, "my_tasks:", "module my_tasks has nothing marked by @executes"),
         ("async def f(ctx, task): ...", "my_tasks:f", "neither an Executor nor marked by @executes"),
         ("x = 7", "my_tasks:x", "neither an Executor nor marked by @executes"),
-        (CLASS, "my_tasks:Executor", "must list its supported_task_types"),
+        (CLASS, "my_tasks:Executor", "supported_task_types of Executor: name the task types"),
         (CLASS, "my_tasks:Letters", "missing 1 required positional argument: 'host'"),
-        (RAISING.format(error="ValueError('no good')"), "my_tasks:Raising", "Raising: no good"),
+        (RAISING.format(error="ValueError('no good')"), "my_tasks:Raising", "Raising: ValueError: no good"),
         (RAISING.format(error="OSError('no such host')"), "my_tasks:Raising", "no such host"),
         (RAISING.format(error="KeyError('API_TOKEN')"), "my_tasks:Raising", "API_TOKEN"),
         (RAISING.format(error="RuntimeError('not today')"), "my_tasks:Raising", "not today"),
@@ -205,6 +205,7 @@ def test_a_bad_entry_is_told(write: Write, text: str | None, spec: str, told: st
     [
         ({"use": "my_tasks", "config": {"a": 1}}, "executors[0].config", "a module takes no config"),
         ({"use": "my_tasks:resize", "config": {"a": 1}}, "executors[0].config", "a function takes no config"),
+        ({"use": "my_tasks:letters", "config": {"a": 1}}, "executors[0].config", "takes no config"),
         ({"use": "my_tasks:Letters", "config": {"host": "h", "prot": 1}}, "executors[0].config", "'prot'"),
         (
             {"use": "atm.executors.email:EmailExecutor", "config": {"backend": "pigeon"}},
@@ -219,7 +220,7 @@ def test_a_bad_entry_is_told(write: Write, text: str | None, spec: str, told: st
     ],
 )
 def test_a_bad_config_is_told_by_its_key(write: Write, spec: dict[str, Any], key: str, told: str) -> None:
-    write("my_tasks", FUNCTION + CLASS)
+    write("my_tasks", FUNCTION + CLASS + "letters = Letters('mail.test')")
     error = error_of(spec)
     assert error.key == key
     assert told in error.reason

@@ -22,6 +22,8 @@ from typing import Any
 
 import trio
 
+from atm.task import TERMINAL
+
 from . import evidence as looking
 from .checker import Violation, check
 from .evidence import Evidence
@@ -86,8 +88,7 @@ async def run(
             await node.ready(wire)
             load_seconds = time.monotonic() - began
             load.stop()
-        await _all_ended(node, wire)
-        served = await looking.read_api(wire)
+        served = await _all_ended(node, wire)
         sample = luck.sample(sorted(served), min(LOGS_READ_BY_API, len(served)))
         served_logs = {task_id: await looking.read_api_log(wire, task_id) for task_id in sample}
         await wire.aclose()
@@ -109,12 +110,21 @@ async def _live(node: Node, wire: Wire, luck: random.Random) -> None:
     await trio.sleep(min(LONGEST, SHORTEST + luck.expovariate(1.0)))
 
 
-async def _all_ended(node: Node, wire: Wire) -> None:
+async def _all_ended(node: Node, wire: Wire) -> dict[str, dict[str, Any]]:
+    """Every task by the API, read once all have ended.
+
+    Two lists that are empty one after the other prove nothing: a retry moves from the one to the other in
+    between. That each task was terminal when it was read does, as nobody opens one again now.
+    """
     with trio.fail_after(END_PATIENCE):
-        for status in ("PENDING", "PROCESSING", "PENDING"):
-            while (await looking.get(wire, f"/api/v1/tasks?status={status}&limit=1"))["tasks"]:
-                node.check_alive()
-                await trio.sleep(0.1)
+        while True:
+            for status in ("PENDING", "PROCESSING"):
+                while (await looking.get(wire, f"/api/v1/tasks?status={status}&limit=1"))["tasks"]:
+                    node.check_alive()
+                    await trio.sleep(0.1)
+            served = await looking.read_api(wire)
+            if all(task["status"] in TERMINAL for task in served.values()):
+                return served
 
 
 def _rows(report: Report) -> list[tuple[str, str]]:

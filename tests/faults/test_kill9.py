@@ -1,4 +1,7 @@
-"""A node that is killed again and again loses nothing that it acknowledged."""
+"""A node that is killed again and again loses nothing that it acknowledged.
+
+CHAOS_KILLS, CHAOS_RATE (creates a second) and CHAOS_SEED change the run: ``CHAOS_KILLS=100 nox -s chaos``.
+"""
 
 from __future__ import annotations
 

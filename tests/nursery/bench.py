@@ -215,6 +215,8 @@ class Bench:
             grace=given["grace"],
             retention=given["retention"],
             servers=given.get("servers", []),
+            executors=list(executors),
+            closing_budget=given["cleanup_budget"],
             exit_process=given.get("exit_process", _exit),
         )
 

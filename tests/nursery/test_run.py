@@ -310,6 +310,17 @@ async def test_an_error_that_cannot_tell_itself_fails_the_attempt_alone(attempts
     assert error_of(outcome)["type"] == "Mute"
 
 
+async def test_an_error_whose_notes_cannot_be_read_fails_the_attempt_alone(attempts: AttemptKit) -> None:
+    class Odd(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise RuntimeError("no notes")
+
+    outcome = await attempts.outcome(raising(Odd("the reason")))
+    assert error_of(outcome) == {"type": "Odd", "message": "the reason", "retryable": True}
+    assert "the reason" in (outcome.details or "")
+
+
 @pytest.mark.parametrize(
     "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("base")], ids=repr
 )

@@ -11,8 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from atm.errors import StoreDamaged, StoreUnavailable
-from atm.executor import Context
+from atm.errors import LeaseLost, StartError, StoreDamaged, StoreUnavailable
+from atm.executor import Context, Executor
 from atm.nursery.supervisor import RECORD_PATIENCE, STUCK_EXIT, STUCK_MARGIN
 from atm.task import Status, Task
 from nursery.bench import MakeBench, sleeping
@@ -330,6 +330,105 @@ async def test_a_damaged_store_ends_the_node(make_bench: MakeBench, autojump_clo
             await bench.submit("x")
             await trio.sleep(60)
     assert ended == [task_id]
+
+
+# a lease that is lost
+
+
+async def test_a_lost_lease_ends_all_runs_and_the_node(make_bench: MakeBench, autojump_clock: MockClock) -> None:
+    ended_at: list[float] = []
+
+    async def body(ctx: Context, task: Task) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended_at.append(trio.current_time())
+
+    bench = make_bench({"x": body})
+    with pytest.RaisesGroup(LeaseLost, flatten_subgroups=True):
+        async with bench.running():
+            task_id = await bench.submit("x")
+            await bench.until(task_id, Status.PROCESSING)
+            await bench.store.register("w1", 10, ["x"])  # another start of this worker
+            await trio.sleep(60)
+    assert len(ended_at) == 1
+    assert ended_at[0] <= bench.parts.heartbeat_interval + 0.1
+    assert bench.metric("atm_lease_losses_total") == 1
+    async with make_bench({"x": sleeping(1)}).running() as bench:
+        task = await bench.until(task_id)
+        assert (task.status, task.attempt, task.retry_count) == (Status.SUCCESS, 2, 0)
+
+
+# the executors' own opening and closing
+
+
+class Keeper(Executor):
+    """Writes down when it is opened and closed, and when a run of it ends."""
+
+    type = "keeper"
+    supported_task_types = ("x",)
+
+    def __init__(self, closing_takes: float = 0.0) -> None:
+        self.events: list[tuple[str, float]] = []
+        self._closing_takes = closing_takes
+
+    def note(self, what: str) -> None:
+        self.events.append((what, trio.current_time()))
+
+    async def __aenter__(self) -> Keeper:
+        await trio.sleep(1)
+        self.note("opened")
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.note("closing")
+        await trio.sleep(self._closing_takes)
+        self.note("closed")
+
+    async def execute(self, ctx: Context, task: Task) -> None:
+        await trio.sleep(10)
+        self.note("ran")
+
+
+async def test_an_executor_is_open_before_the_first_run_and_until_the_last(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    keeper = Keeper(closing_takes=2)
+    async with make_bench({"x": keeper}).running() as bench:
+        await bench.until(await bench.submit("x"), Status.PROCESSING)
+    assert [what for what, _ in keeper.events] == ["opened", "ran", "closing", "closed"]
+    assert [round(at) for _, at in keeper.events] == [1, 11, 11, 13]
+
+
+async def test_an_executor_that_takes_too_long_to_close_is_left(
+    make_bench: MakeBench, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    keeper = Keeper(closing_takes=1000)
+    async with make_bench({"x": keeper}, cleanup_budget=3.0).running():
+        await trio.sleep(1)
+    assert trio.current_time() == pytest.approx(1 + 1 + 3)
+    assert "executor keeper was not closed within 3 s" in caplog.text
+
+
+async def test_an_executor_that_cannot_be_opened_ends_the_start_and_the_others_are_closed(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    class Broken(Keeper):
+        supported_task_types = ("y",)
+
+        async def __aenter__(self) -> Broken:
+            raise ConnectionRefusedError("no letter box")
+
+    keeper = Keeper()
+    with pytest.RaisesGroup(StartError, flatten_subgroups=True) as caught:
+        async with make_bench({"x": keeper, "y": Broken()}).running():
+            raise AssertionError("it must not start")
+    assert "executor keeper cannot be opened: ConnectionRefusedError: no letter box" in str(_leaf(caught.value))
+    assert [what for what, _ in keeper.events] == ["opened", "closing"]
+
+
+def _leaf(error: BaseException) -> BaseException:
+    return _leaf(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 # roles that are off

@@ -545,6 +545,21 @@ async def test_the_result_of_a_run_that_was_given_away_is_refused(
         await bench.log(task_id)
 
 
+async def test_a_worker_without_a_lease_claims_nothing_until_it_has_one(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    diary = Diary()
+    async with make_bench({"x": diary}).running() as bench:
+        await trio.sleep(bench.parts.heartbeat_interval + 0.1)  # between two beats
+        lease = await bench.store.register("w1", 10, ["x"])  # another start of this worker: the old lease is over
+        task_id = await bench.submit("x")
+        await trio.sleep(1)
+        assert diary.started == []
+        assert (await bench.get(task_id)).attempt == 0
+        bench.worker.lease = lease
+        assert (await bench.until(task_id, within=3)).status is Status.SUCCESS
+
+
 # what executors say while they run
 
 

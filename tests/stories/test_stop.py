@@ -40,36 +40,52 @@ class InBackground(threading.Thread):
         return self.answer.json()["data"]
 
 
+UNTIL_TOLD = """
+import pathlib
+import trio
+from atm import executes
+
+@executes("until_told")
+async def until_told(ctx, task):
+    while not pathlib.Path("told").exists():
+        await trio.sleep(0.01)
+    return "told"
+"""
+
+
 def test_a_stopping_node_finishes_what_runs_and_answers_until_then() -> None:
-    with node() as started:
-        short = started.create("sleep", payload={"seconds": 2})
+    Path("my_tasks.py").write_text(UNTIL_TOLD)
+    Path("config.yaml").write_text("executors: [my_tasks]")
+    with node() as started, httpx.Client(base_url=started.url, timeout=PATIENCE) as client:
+        running = started.create("until_told")
         long = started.create("sleep", payload={"seconds": 3600})
+        started.wait_until_running(running)
         started.wait_until_running(long)
-        with httpx.Client(base_url=started.url, timeout=PATIENCE) as client:
-            assert client.get("/readyz").status_code == 200
-            waiting = InBackground("GET", f"{started.url}/api/v1/tasks/{short}?wait=30")
-            unfinished = started.create("sleep", payload={"seconds": 0}, delay=3600)
-            unending = InBackground("GET", f"{started.url}/api/v1/tasks/{unfinished}?wait=30")
+        assert client.get("/readyz").status_code == 200
+        waiting = InBackground("GET", f"{started.url}/api/v1/tasks/{running}?wait=30")
+        unfinished = started.create("sleep", payload={"seconds": 0}, delay=3600)
+        unending = InBackground("GET", f"{started.url}/api/v1/tasks/{unfinished}?wait=30")
 
-            started.process.send_signal(signal.SIGTERM)
-            while (readiness := client.get("/readyz")).status_code == 200:
-                time.sleep(0.01)
-            assert readiness.status_code == 503
-            assert readiness.json()["message"] == "draining"
-            assert client.get("/livez").status_code == 200
-            late = started.create("echo", payload={"late": True})
-            assert started.task(late)["status"] == "PENDING"
-            cancelled = client.post(f"/api/v1/tasks/{long}/cancel")
-            assert cancelled.json()["message"] == "Task cancelled successfully"
-            assert started.task(short)["status"] == "PROCESSING"
+        started.process.send_signal(signal.SIGTERM)
+        while (readiness := client.get("/readyz")).status_code == 200:
+            time.sleep(0.01)
+        assert readiness.status_code == 503
+        assert readiness.json()["message"] == "draining"
+        assert client.get("/livez").status_code == 200
+        late = started.create("echo", payload={"late": True})
+        assert started.task(late)["status"] == "PENDING"
+        cancelled = client.post(f"/api/v1/tasks/{long}/cancel")
+        assert cancelled.json()["message"] == "Task cancelled successfully"
+        assert started.task(running)["status"] == "PROCESSING"
 
-            assert waiting.data()["status"] == "SUCCESS"
-            assert unending.data()["status"] == "PENDING", "a call that waits does not hold up the end"
-            assert started.process.wait(PATIENCE) == 0
+        Path("told").touch()
+        assert waiting.data()["result"] == "told"
+        assert unending.data()["status"] == "PENDING", "a call that waits does not hold up the end"
+        assert started.process.wait(PATIENCE) == 0
         assert "Traceback" not in started.err.read_text()
     with node() as started:
         assert started.task(late, wait=10)["result"] == {"late": True}
-        assert started.task(short)["attempt"] == 1
+        assert started.task(running)["attempt"] == 1
 
 
 FIRST_TIME_LONG = """

@@ -7,14 +7,16 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from quart import Response
 from quart_trio import QuartTrio
+from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import HTTPException
 
 from atm.api import answer, health, overview, task_types, tasks
 from atm.api.answer import ApiError
-from atm.api.body import MAX_BATCH
+from atm.api.body import MAX_BATCH, MAX_TASK
 from atm.api.waiters import Waiters
 from atm.coordinator import Coordinator
 from atm.errors import StoreError
@@ -43,10 +45,18 @@ class Services:
     cancel_patience: float
 
 
+class _Request(TrioRequest):
+    """Keeps no more of a body than its route may want; those that want none are sent bodies as well."""
+
+    def __init__(self, method: str, scheme: str, path: str, *rest: Any, **options: Any) -> None:
+        options["max_content_length"] = MAX_BATCH if path.rstrip("/") == f"{tasks.PREFIX}/batch" else MAX_TASK
+        super().__init__(method, scheme, path, *rest, **options)
+
+
 def build_app(services: Services) -> QuartTrio:
     """The application, to be served by ``atm.api.server``."""
     app = QuartTrio("atm", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BATCH
+    app.request_class = _Request
     app.config["BODY_TIMEOUT"] = BODY_PATIENCE
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # its answer is not the envelope
     app.url_map.strict_slashes = False

@@ -45,7 +45,8 @@ WRITE_TIMEOUT = 15.0
 """Seconds within which a client has to take some part of its answer."""
 
 LINGER = 5.0
-"""Seconds that the rest of a body may take whose request has been answered already."""
+LINGER_SIZE = 64 * 1024 * 1024
+"""Seconds, and bytes, that the rest of a body may take whose request has been answered already."""
 
 REQUESTS_PER_CONNECTION = 100_000
 RECEIVE_SIZE = 64 * 1024
@@ -175,13 +176,11 @@ class _Connection:
 
     async def _linger(self) -> None:
         """Drop what is still being sent: to close with unread data would reset the connection under the answer."""
-        with trio.move_on_after(LINGER):
-            try:
-                await self._stream.send_eof()
-                while await self._stream.receive_some(RECEIVE_SIZE):
-                    pass
-            except trio.BrokenResourceError:
-                return
+        left = LINGER_SIZE
+        with trio.move_on_after(LINGER), contextlib.suppress(trio.BrokenResourceError):
+            await self._stream.send_eof()
+            while left > 0 and (data := await self._stream.receive_some(RECEIVE_SIZE)):
+                left -= len(data)
 
     def stop(self) -> None:
         """Close it now if no request is under way; else the protocol does so after the answer."""
@@ -217,14 +216,19 @@ class _Connection:
             if message["type"] == "http.disconnect":
                 into.close()
                 return
-            try:
-                await into.send(message)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return  # it is answered already; nobody wants the rest of the body
+            # Once it is answered nobody wants the rest of a body.
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                try:
+                    into.send_nowait(message)  # spares the loop a round
+                except trio.WouldBlock:
+                    await into.send(message)
 
         async def get() -> Message:
             try:
-                return await out.receive()
+                try:
+                    return out.receive_nowait()
+                except trio.WouldBlock:
+                    return await out.receive()
             except trio.EndOfChannel:
                 return {"type": "http.disconnect"}
 
@@ -296,21 +300,18 @@ class _Protocol(H11Protocol):
         return they is h11.SEND_BODY or (they is h11.DONE and self.context.terminated.is_set())
 
     async def _send_error_response(self, status_code: int) -> None:
-        # h11 has 501 for an unknown Transfer-Encoding; but it is the request that is at fault.
+        code, message = BAD_REQUEST, "the request is not HTTP/1.1 as it should be"
         if status_code == HEAD_TOO_LARGE // 100:
-            status, content = status_code, error_body(HEAD_TOO_LARGE, "the request's head is too large")
-        else:
-            status, content = (
-                BAD_REQUEST // 100,
-                error_body(BAD_REQUEST, "the request is not HTTP/1.1 as it should be"),
-            )
+            code, message = HEAD_TOO_LARGE, "the request's head is too large"
+        # Any other is the same to us: h11 has 501 for an unknown Transfer-Encoding, but the request is at fault.
+        content = error_body(code, message)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(content)).encode()),
             (b"connection", b"close"),
             *self.config.response_headers("h11"),
         ]
-        await self._send_h11_event(h11.Response(status_code=status, headers=headers))
+        await self._send_h11_event(h11.Response(status_code=code // 100, headers=headers))
         await self._send_h11_event(h11.Data(data=content))
         await self._send_h11_event(h11.EndOfMessage())
 

@@ -59,6 +59,7 @@ class LocalCoordinator:
     def __init__(self) -> None:
         self._lines: dict[int, dict[str, deque[_Waiting]]] = {priority: {} for priority in QUEUES}
         self._delayed: list[tuple[float, int, Hint]] = []
+        self._stale = 0  # of those, pushed again for an earlier time
         # When each known hint is due; -inf from the moment it stands in a line.
         self._known: dict[str, float] = {}
         self._number = 0
@@ -90,10 +91,12 @@ class LocalCoordinator:
         now = trio.current_time()
         for hint in hints:
             due = now + hint.delay if hint.delay > 0 else -math.inf
-            if self._known.get(hint.task_id, math.inf) <= due or len(self._known) >= MAX_HINTS:
+            before = self._known.get(hint.task_id)
+            if len(self._known) >= MAX_HINTS if before is None else before <= due:
                 continue
             self._known[hint.task_id] = due
             self._number += 1
+            self._stale += before is not None
             if hint.delay > 0:
                 heapq.heappush(self._delayed, (due, self._number, hint))
             else:
@@ -124,7 +127,7 @@ class LocalCoordinator:
         return {name for name in supported if self._room.get(name, 1) > 0}
 
     def delayed(self) -> int:
-        return len(self._delayed)
+        return len(self._delayed) - self._stale
 
     async def changed(self) -> None:
         next_due = self._delayed[0][0] if self._delayed else math.inf
@@ -143,10 +146,13 @@ class LocalCoordinator:
         """Move delayed hints whose time has come into their queues."""
         now = trio.current_time()
         while self._delayed and self._delayed[0][0] <= now:
-            due, number, hint = heapq.heappop(self._delayed)
-            if self._known.get(hint.task_id) == due:  # else it was pushed again for an earlier time
+            due, _, hint = heapq.heappop(self._delayed)
+            if self._known.get(hint.task_id) == due:
                 self._known[hint.task_id] = -math.inf
-                self._line(hint).append(_Waiting(number, due, hint))
+                self._number += 1
+                self._line(hint).append(_Waiting(self._number, due, hint))
+            else:
+                self._stale -= 1
 
     def _dispatch_priority(
         self, lines: dict[str, deque[_Waiting]], desks: list[_Desk], balance: Balance, left: int

@@ -42,7 +42,9 @@ def stop_on_signals(stop: trio.Event, patience: float) -> Iterator[Callable[[], 
         limit()
         token.run_sync_soon(stop.set)
 
-    def overtime(_: int, __: FrameType | None) -> None:
+    def overtime(_: int, frame: FrameType | None) -> None:
+        place = f"{frame.f_code.co_filename} line {frame.f_lineno}" if frame else "an unknown place"
+        os.write(2, f"atm: did not stop in time; the loop was in {place}\n".encode())
         os._exit(OVERTIME_EXIT)
 
     before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}

@@ -1,12 +1,13 @@
 """READ THIS FIRST: the nested nurseries that are the node's life, and their order its death.
 
-    root                        store, coordinator, listeners, metrics, recorder       stop last of all
-    └─ front                    HTTP API: answers while runs finish
-       └─ right (scope)         the worker's lease: to lose it is to be cancelled
-          └─ runs               end when they are done, or at the end of the grace time
-             └─ intake          stops first
-                ├─ leadership ─ term: scanner, recovery, retention
-                └─ worker: takes ids, starts runs in ``runs``
+    opened                         executors, each in a task of its own                stop last of all
+    └─ root                        store, coordinator, listeners, metrics, recorder
+       └─ front                    HTTP API: answers while runs finish
+          └─ right (scope)         the worker's lease: to lose it is to be cancelled
+             └─ runs               end when they are done, or at the end of the grace time
+                └─ intake          stops first
+                   ├─ leadership ─ term: scanner, recovery, retention
+                   └─ worker: takes ids, starts runs in ``runs``
 
 A service is an async function that runs until it is cancelled.
 """
@@ -23,12 +24,14 @@ from typing import Any
 import trio
 
 from atm.coordinator import Balance, Coordinator
-from atm.errors import StoreUnavailable
+from atm.errors import LeaseLost, StartError, StoreUnavailable
+from atm.executor import Executor, name_of
 from atm.health import Health
+from atm.imports import one_line
 from atm.metrics import Metrics
 from atm.nursery import recovery, scanner
 from atm.nursery.heartbeat import beat
-from atm.nursery.worker import Worker
+from atm.nursery.worker import Worker, about
 from atm.store import Store
 
 SHUTDOWN = "shutdown"
@@ -67,6 +70,9 @@ class Parts:
     listeners: list[Service] = field(default_factory=list)
     servers: list[Service] = field(default_factory=list)
     """Each is started, takes ``stop`` (an async function that returns when it is to stop), ends by itself."""
+    executors: list[Executor] = field(default_factory=list)
+    closing_budget: float = 5.0
+    """Seconds that each executor may take to close."""
     limit_dying: Callable[[], None] = lambda: None
     """Sets a time limit to the rest of the process's life."""
     exit_process: Callable[[int], Any] = os._exit
@@ -78,6 +84,15 @@ async def supervise(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus
     A run that does not end though it was cancelled ends the process with STUCK_EXIT, everything else recorded:
     its row stays PROCESSING and is recovered by whoever comes next.
     """
+    async with trio.open_nursery() as opened:
+        closing = trio.Event()
+        for executor in parts.executors:
+            await opened.start(_keep_open, executor, closing, parts.closing_budget)
+        await _serve(parts, stop, task_status)
+        closing.set()
+
+
+async def _serve(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
     async with trio.open_nursery() as root:
         root.start_soon(_do_not_linger, parts)
         await root.start(parts.store.run)
@@ -96,6 +111,27 @@ async def supervise(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus
             finally:
                 parts.health.stopping.set()
         root.cancel_scope.cancel(reason=SHUTDOWN)
+
+
+async def _keep_open(
+    executor: Executor, closing: trio.Event, budget: float, *, task_status: trio.TaskStatus[None]
+) -> None:
+    """Open the executor, and close it when asked, within the budget (seconds)."""
+    name = executor.type or name_of(executor)
+    opened = False
+    with trio.CancelScope() as scope:
+        try:
+            async with executor:
+                opened = True
+                task_status.started()
+                await closing.wait()
+                scope.deadline = trio.current_time() + budget
+        except Exception as error:
+            if not opened:
+                raise StartError(f"executor {name} cannot be opened: {one_line(error)}") from error
+            logger.error("executor %s was not closed well: %s", name, one_line(error))
+    if scope.cancelled_caught:
+        logger.error("executor %s was not closed within %g s", name, budget)
 
 
 async def _do_not_linger(parts: Parts) -> None:
@@ -135,6 +171,9 @@ async def _work(parts: Parts, stop: trio.Event) -> None:
             if parts.worker is not None:
                 await _leave(parts, parts.worker)
             holding.cancel_scope.cancel(reason=SHUTDOWN)
+    if right.cancelled_caught:
+        parts.metrics.lease_losses.inc()
+        raise LeaseLost("the worker's lease was lost: its tasks are given to others")
 
 
 async def _drain(parts: Parts, worker: Worker, runs: trio.Nursery) -> None:
@@ -152,11 +191,7 @@ async def _drain(parts: Parts, worker: Worker, runs: trio.Nursery) -> None:
         await worker.idle()
         return
     for run in worker.unended():
-        logger.error(
-            "task does not end: %s",
-            run.executor,
-            extra={"task_id": run.task.task_id, "attempt": run.task.attempt},
-        )
+        logger.error("task does not end: executor %s ignores its cancel", name_of(run.executor), extra=about(run))
     await _record_rest(worker)
     logging.shutdown()
     parts.exit_process(STUCK_EXIT)

@@ -124,6 +124,7 @@ class Worker:
         settled: list[Hint] = []
         later: list[Hint] = []
         waits: list[float] = []
+        unused: dict[str, int] = {}
         for hint, verdict in zip(hints, verdicts, strict=True):
             if isinstance(verdict, Claimed):
                 self._start_run(verdict, runs, now)
@@ -131,15 +132,18 @@ class Worker:
             elif verdict.reason is Refusal.BLOCKED:
                 blocked.append(hint)
                 continue
-            elif verdict.reason is Refusal.NOT_DUE:
-                later.append(Hint(hint.task_id, hint.task_type, hint.priority, verdict.due_in))
-            elif verdict.reason is Refusal.NO_LEASE:
-                later.append(Hint(hint.task_id, hint.task_type, hint.priority, NO_LEASE_PAUSE))
+            else:
+                unused[hint.task_type] = unused.get(hint.task_type, 0) + 1
+                if verdict.reason is not Refusal.GONE:
+                    pause = verdict.due_in or NO_LEASE_PAUSE
+                    later.append(Hint(hint.task_id, hint.task_type, hint.priority, pause))
             settled.append(hint)
         self._metrics.wait.observe(waits)
         if blocked:
             await self._coordinator.block(self.id, blocked)
         await self._coordinator.settle(self.id, settled, self.load)
+        for task_type, count in unused.items():
+            await self._coordinator.unblock(task_type, count)
         if later:
             await self._coordinator.push(later)
 
@@ -238,7 +242,7 @@ class Worker:
             room[task.task_type] = room.get(task.task_type, 0) + 1
             if verdict.status is None:
                 self._metrics.stale_results.inc()
-                logger.warning("result refused as stale", extra=_about(run))
+                logger.warning("result refused as stale", extra=about(run))
                 continue
             events.append(TaskEvent(task.task_id, verdict.status))
             ended_as = verdict.status
@@ -285,14 +289,14 @@ def _wait(task: Task) -> float:
 def _tell(run: Run, ended_as: Status, now: Status) -> None:
     """A log line of an attempt that did not succeed."""
     if ended_as is Status.PENDING:
-        logger.info("task released: %s", run.outcome.message, extra=_about(run))
+        logger.info("task released: %s", run.outcome.message, extra=about(run))
         return
     what_next = ", will be retried" if now is Status.PENDING else ""
     level = logging.INFO if ended_as is Status.CANCELLED else logging.WARNING
-    logger.log(level, "task %s: %s%s", ended_as, run.outcome.message, what_next, extra=_about(run))
+    logger.log(level, "task %s: %s%s", ended_as, run.outcome.message, what_next, extra=about(run))
 
 
-def _about(run: Run) -> dict[str, Any]:
+def about(run: Run) -> dict[str, Any]:
     return {"task_id": run.task.task_id, "task_type": run.task.task_type, "attempt": run.task.attempt}
 
 

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import math
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,6 +52,7 @@ SCHEMA_VERSION = 1
 MIN_SQLITE = (3, 38, 0)  # the ->> operator
 CHECKED_SIZE = 64 * 1024 * 1024  # a file up to this size is checked whole at start: well under a second
 LOG_ID_BLOCK = 1_000_000
+TOO_LITTLE = 256 * 1024  # bytes of free disk with which SQLite's own words for what goes wrong mislead
 RARE = 10_000
 READ_SLICE = 128  # tasks whose payloads, 1 MiB each, still fit into one JSON value (SQLite: 1 GB)
 
@@ -171,7 +173,9 @@ class SqliteStore:
                 self._load()
                 self._read_db, self._slow_db = self._connect(), self._connect()
             except (OSError, sqlite3.Error) as error:
-                raise StartError(f"cannot open {self.path}: {_reason(error)}") from None
+                full = shutil.disk_usage(self.path.absolute().parent).free < TOO_LITTLE
+                reason = "the disk is full" if full else _reason(error)
+                raise StartError(f"cannot open {self.path}: {reason}") from None
             undo.pop_all()
 
     def close(self) -> None:
