@@ -33,7 +33,7 @@ from atm.store import Note
 from atm.task import Task, is_task_type
 
 PROGRESS_INTERVAL = 0.1
-"""Seconds between two writes of one run's progress; what comes faster is kept and written later."""
+"""Seconds between two writes of one run's progress; what comes faster is written with the next one, or the end."""
 
 MAX_LOG_MESSAGE = 4096
 """Characters of one ``ctx.log`` message or progress message; the rest is cut."""

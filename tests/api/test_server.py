@@ -498,6 +498,28 @@ def test_an_application_that_answers_after_a_broken_request_is_not_heard(make_si
     until(lambda: open_connections(site) == 0)
 
 
+def test_an_application_that_fails_because_its_client_has_left_is_no_news(
+    make_site: MakeSite, caplog: pytest.LogCaptureFixture
+) -> None:
+    entered = []
+
+    def offended(app: AsgiApp) -> AsgiApp:
+        async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+            entered.append(scope["path"])
+            await receive()
+            if (await receive())["type"] == "http.disconnect":
+                raise ConnectionError("the client has left")
+
+        return wrapped
+
+    site = make_site(wrap=offended)
+    with connection(site) as sock:
+        sock.sendall(request("GET", "/"))
+        until(lambda: entered)
+    until(lambda: open_connections(site) == 0)
+    assert caplog.records == []
+
+
 def test_an_application_that_reads_nothing_holds_the_client_back_until_it_answers(make_site: MakeSite) -> None:
     go_on = threading.Event()
 

@@ -271,12 +271,12 @@ async def test_length_counts_what_is_ready_and_not_handed(hall: Hall, autojump_c
     await hall.push("a1", "a2", "a3", "x4")
     await hall.push("a5", priority=1)
     await hall.push("a6", delay=10)
-    assert (hall.lengths(), hall.parked()) == ([1, 3, 0], [0, 1, 0])
+    assert (hall.lengths(), hall.parked()) == ([1, 4, 0], [0, 1, 0])
     await hall.dispatch()
-    assert (hall.lengths(), hall.parked()) == ([0, 2, 0], [0, 1, 0])
+    assert (hall.lengths(), hall.parked()) == ([0, 3, 0], [0, 1, 0])
     await trio.sleep(11)
     await hall.dispatch()
-    assert (hall.lengths(), hall.coordinator.delayed()) == ([0, 3, 0], 0)
+    assert (hall.lengths(), hall.coordinator.delayed()) == ([0, 4, 0], 0)
 
 
 async def test_the_age_is_that_of_the_head(hall: Hall, autojump_clock: MockClock) -> None:

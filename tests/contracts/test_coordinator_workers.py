@@ -379,7 +379,6 @@ async def test_nothing_is_lost_or_doubled_whatever_workers_do(
         else:
             served.update(taken)
             await hall.settle(*taken, worker_id=worker_id)
-        await hall.push(*taken[:0])
     for number in range(4):
         await hall.coordinator.unregister(f"w{number}")
     await hall.worker("last", capacity=100)

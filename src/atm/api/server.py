@@ -211,9 +211,12 @@ class _Connection:
     ) -> Callable[[Message], Awaitable[None]]:
         """Have the application answer a request (hypercorn's interface). Returns what takes the request's body."""
         into, out = trio.open_memory_channel[Message](BODY_PARTS)
+        is_over = False
 
         async def put(message: Message) -> None:
+            nonlocal is_over
             if message["type"] == "http.disconnect":
+                is_over = True
                 into.close()
                 return
             # Once it is answered nobody wants the rest of a body.
@@ -237,6 +240,8 @@ class _Connection:
                 try:
                     await self._app(cast("Scope", scope), get, send)
                 except Exception:
+                    if is_over:
+                        return  # Quart tells so that its client has left
                     logger.exception("request failed")
                     with contextlib.suppress(UnexpectedMessageError):  # a part of an answer is out already
                         await refuse(send, INTERNAL, "internal error; the log has more")

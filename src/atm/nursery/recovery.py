@@ -56,21 +56,20 @@ async def rebuild(store: Store, coordinator: Coordinator) -> None:
 
 
 async def sweep(store: Store, coordinator: Coordinator) -> None:
-    """Queue due tasks that nobody claims, for queues that have run short."""
-    short = [
-        priority
-        for priority, queue in zip(QUEUES, coordinator.queues(), strict=True)
-        if queue.length - queue.parked < PAGE
-    ]
-    while short:
-        found = await store.sweep(short, PAGE)
+    """Queue due tasks that nobody claims, for queues that have run short; page after page while they are full."""
+    full = True
+    while full:
+        short = [
+            priority
+            for priority, queue in zip(QUEUES, coordinator.queues(), strict=True)
+            if queue.length - queue.parked < PAGE
+        ]
+        found = await store.sweep(short, PAGE) if short else []
         await coordinator.push(_hints(found))
         for task_type in {waiting.task_type for waiting in found}:
             # A type that is blocked by a lost message gets one try.
             await coordinator.unblock(task_type, 1)
-        if len(found) < PAGE * len(short):
-            return
-        short = []
+        full = len(found) >= PAGE
 
 
 async def purge(store: Store, retention: float) -> None:

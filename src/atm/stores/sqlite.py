@@ -53,6 +53,7 @@ MIN_SQLITE = (3, 38, 0)  # the ->> operator
 CHECKED_SIZE = 64 * 1024 * 1024  # a file up to this size is checked whole at start: well under a second
 LOG_ID_BLOCK = 1_000_000
 TOO_LITTLE = 256 * 1024  # bytes of free disk with which SQLite's own words for what goes wrong mislead
+CACHE_KIB = 16 * 1024
 RARE = 10_000
 READ_SLICE = 128  # tasks whose payloads, 1 MiB each, still fit into one JSON value (SQLite: 1 GB)
 
@@ -171,7 +172,9 @@ class SqliteStore:
                 undo.callback(lambda: self._db.close())
                 _check_file(self._db, self.path)
                 self._load()
-                self._read_db, self._slow_db = self._connect(), self._connect()
+                self._read_db = self._connect()
+                undo.callback(self._read_db.close)
+                self._slow_db = self._connect()
             except (OSError, sqlite3.Error) as error:
                 full = shutil.disk_usage(self.path.absolute().parent).free < TOO_LITTLE
                 reason = "the disk is full" if full else _reason(error)
@@ -202,10 +205,14 @@ class SqliteStore:
         connection = sqlite3.connect(
             self.path.absolute(), isolation_level=None, check_same_thread=False, cached_statements=512
         )
-        connection.executescript(
-            "PRAGMA busy_timeout = 2000; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;"
-            "PRAGMA cache_size = -65536; PRAGMA journal_size_limit = 67108864;"
-        )
+        try:
+            connection.executescript(
+                "PRAGMA busy_timeout = 2000; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;"
+                f"PRAGMA cache_size = {-CACHE_KIB}; PRAGMA journal_size_limit = 67108864;"
+            )
+        except sqlite3.Error:
+            connection.close()
+            raise
         return connection
 
     def _load(self) -> None:
@@ -583,7 +590,7 @@ class SqliteStore:
             rows = self._db.execute(_SELECT_OVERDUE, (priority, now, limit)).fetchall()
             if rows:
                 ids = _to_json([row[0] for row in rows])
-                self._db.execute(_UPDATE_SWEPT, (now, decide.SWEEP_FIRST, decide.SWEEP_MAX, ids))
+                self._db.execute(_UPDATE_SWEPT, (now, now, decide.SWEEP_FIRST, decide.SWEEP_MAX, ids))
                 found += [_waiting(row[0], row[1], row[2], row[3], now) for row in rows]
         _share(calls, found)
 
@@ -707,8 +714,7 @@ _SELECT_OVERDUE = (
     "ORDER BY sweep_at, seq LIMIT ?"
 )
 _UPDATE_SWEPT = (
-    "UPDATE task SET sweep_at = ?1 + min(max(?1 - due_at, ?2), ?3) "
-    "WHERE task_id IN (SELECT value FROM json_each(?4))"
+    "UPDATE task SET sweep_at = ? + min(max(? - due_at, ?), ?) WHERE task_id IN (SELECT value FROM json_each(?))"
 )
 _UPDATE_PROGRESS = (
     "UPDATE task SET progress = note.value->>1 FROM json_each(?) AS note WHERE task_id = note.value->>0"
