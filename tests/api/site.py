@@ -128,7 +128,9 @@ class Site:
         self.port, self.metrics_port = (int(url.rpartition(":")[2]) for url in (self.url, self.metrics_url))
         self.waiters = Waiters(self.store, self.coordinator, self.health)
         services = Services(self.store, self.coordinator, self.metrics, self.health, self.waiters, cancel_patience)
-        app = wrap(cast("AsgiApp", build_app(services)))
+        application = build_app(services)
+        self.rules = list(application.url_map.iter_rules())
+        app = wrap(cast("AsgiApp", application))
         self.servers = [
             Server(app, self._sockets[0], hosts or []),
             Server(metrics_app(self.metrics), self._sockets[1], hosts or []),

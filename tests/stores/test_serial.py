@@ -64,11 +64,11 @@ async def _serving(hand: Hand) -> AsyncIterator[SerialThread]:
 async def _behind_a_first(hand: Hand, thread: SerialThread) -> AsyncIterator[Callable[..., None]]:
     """A first call is under way; yields a function that starts another one, which has to wait."""
 
-    async def call(argument: object, rows: int, size: int, urgent: bool) -> None:
-        assert await thread.call(_work, argument, range(rows), size, urgent=urgent) == ("done", argument)
+    async def call(argument: object, rows: int, size: int) -> None:
+        assert await thread.call(_work, argument, range(rows), size) == ("done", argument)
 
-    def start(argument: object, rows: int = 1, size: int = 0, *, urgent: bool = False) -> None:
-        nursery.start_soon(call, argument, rows, size, urgent)
+    def start(argument: object, rows: int = 1, size: int = 0) -> None:
+        nursery.start_soon(call, argument, rows, size)
 
     async with trio.open_nursery() as nursery:
         start("first")
@@ -117,22 +117,6 @@ async def test_calls_without_rows_take_no_room() -> None:
 
 
 # urgency
-
-
-async def test_urgent_calls_go_first_in_a_group_of_their_own() -> None:
-    urgent = {"urgent": True}
-    assert await _groups_behind_a_first({}, urgent, {}, urgent) == [[1, 3], [0, 2]]
-
-
-async def test_urgent_calls_alone_are_a_group_like_any_other() -> None:
-    urgent = {"urgent": True}
-    assert await _groups_behind_a_first(urgent, urgent) == [[0, 1]]
-
-
-async def test_more_urgent_calls_than_a_group_holds_let_the_others_in_between() -> None:
-    urgent, large = {"urgent": True}, {"urgent": True, "rows": serial.MAX_ROWS}
-    assert await _groups_behind_a_first({}, large, urgent) == [[1], [2, 0]]
-    assert await _groups_behind_a_first({}, large, large, {}) == [[1], [2], [0, 3]]
 
 
 # answers

@@ -1,8 +1,7 @@
 """A thread that carries out calls in groups: whatever arrives while one group runs is the next group.
 
 There is no linger: the group under way is the only timer. Waiters are woken in one hop a group, and can be
-cancelled without harm to it. Urgent calls go in a group of their own before the rest, every other time at the
-most, so that idle hands get their work while results are still being written.
+cancelled without harm to it.
 """
 
 from __future__ import annotations
@@ -24,16 +23,13 @@ MAX_BYTES = 4 * 1024 * 1024
 class Call:
     """One caller's batch for one verb; ``result`` is set by whoever executes it."""
 
-    __slots__ = ("argument", "result", "rows", "size", "urgent", "verb", "waiter")
+    __slots__ = ("argument", "result", "rows", "size", "verb", "waiter")
 
-    def __init__(
-        self, verb: Callable[..., Any], argument: object, rows: Sequence[Any], size: int, urgent: bool = False
-    ) -> None:
+    def __init__(self, verb: Callable[..., Any], argument: object, rows: Sequence[Any], size: int) -> None:
         self.verb = verb
         self.argument = argument
         self.rows = rows
         self.size = size
-        self.urgent = urgent
         self.waiter: trio.lowlevel.Task | None = None
         self.result: outcome.Value[Any] | outcome.Error = outcome.Error(StoreUnavailable("the store is closed"))
 
@@ -82,13 +78,7 @@ class SerialThread:
             self._deliver(self._leftovers())
 
     async def call(
-        self,
-        verb: Callable[..., Any],
-        argument: object,
-        rows: Sequence[Any] = (),
-        size: int = 0,
-        *,
-        urgent: bool = False,
+        self, verb: Callable[..., Any], argument: object, rows: Sequence[Any] = (), size: int = 0
     ) -> Any:
         """Have the verb carried out with the next group; its result.
 
@@ -96,11 +86,10 @@ class SerialThread:
             verb, argument: calls with both the same may be carried out as one.
             rows: the batch.
             size: bytes that the batch takes, where it may be much.
-            urgent: somebody is idle until it is done.
         Raises: what the verb raised; StoreUnavailable when the thread has ended.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        call = Call(verb, argument, rows, size, urgent)
+        call = Call(verb, argument, rows, size)
         if not self._open:
             return call.result.unwrap()
         if self._inline:
@@ -121,11 +110,8 @@ class SerialThread:
 
     def _loop(self, token: trio.lowlevel.TrioToken) -> None:
         waiting: deque[Call] = deque()
-        was_urgent = False
         while self._receive(waiting):
-            group = [] if was_urgent else _urgent_ones(waiting)
-            was_urgent = bool(group)
-            group = group or _as_many_as_fit(waiting)
+            group = _as_many_as_fit(waiting)
             try:
                 self._execute(group)
             except BaseException:
@@ -161,18 +147,6 @@ class SerialThread:
             if call.waiter is not None:
                 waiter, call.waiter = call.waiter, None
                 trio.lowlevel.reschedule(waiter, call.result)
-
-
-def _urgent_ones(waiting: deque[Call]) -> list[Call]:
-    """Take the urgent calls out, if there are others that would make them wait."""
-    urgent = [call for call in waiting if call.urgent]
-    if not urgent or len(urgent) == len(waiting):
-        return []
-    others = [call for call in waiting if not call.urgent]
-    waiting.clear()
-    group = _as_many_as_fit(rest := deque(urgent))
-    waiting.extend([*rest, *others])
-    return group
 
 
 def _as_many_as_fit(waiting: deque[Call]) -> list[Call]:

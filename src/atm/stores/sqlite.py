@@ -244,8 +244,7 @@ class SqliteStore:
         return cast("list[Created]", await self._writer.call(self._create, None, tasks, size))
 
     async def claim(self, lease: Lease, task_ids: Sequence[str]) -> list[Claimed | Refused]:
-        verdicts = await self._writer.call(self._claim, lease, task_ids, urgent=True)
-        return cast("list[Claimed | Refused]", verdicts)
+        return cast("list[Claimed | Refused]", await self._writer.call(self._claim, lease, task_ids))
 
     async def finish(self, lease: Lease, outcomes: Sequence[Outcome]) -> list[Finished]:
         size = sum(len(o.result_json or "") + len(o.details or "") for o in outcomes)
