@@ -90,3 +90,14 @@ def node(
     finally:
         process.process.kill()
         process.process.wait()
+
+
+def fill(disk: Path) -> None:
+    """Leave no byte free on a small file system."""
+    with (disk / "filler").open("wb", buffering=0) as filler:
+        for size in (65536, 4096, 1):
+            try:
+                while True:
+                    filler.write(bytes(size))
+            except OSError:
+                continue

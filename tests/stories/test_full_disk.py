@@ -7,17 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from running import FREE_PORTS, node
-
-
-def fill(disk: Path) -> None:
-    with (disk / "filler").open("wb", buffering=0) as filler:
-        for size in (65536, 4096, 1):
-            try:
-                while True:
-                    filler.write(bytes(size))
-            except OSError:
-                continue
+from running import FREE_PORTS, fill, node
 
 
 def test_a_full_disk_refuses_new_tasks_and_loses_none(small_disk: Callable[[str], Path]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from running import ATM, FREE_PORTS, PATIENCE, node
+from running import ATM, FREE_PORTS, PATIENCE, fill, node
 
 Mount = Callable[[str], Path]
 UNAVAILABLE = 69
@@ -110,23 +110,13 @@ def test_a_full_disk_is_refused_and_nothing_half_made_is_left(small_disk: Mount)
 def test_a_store_on_a_full_disk_is_refused_and_kept(small_disk: Mount, used_store: Path) -> None:
     disk = small_disk("size=2m")
     shutil.copy(used_store, disk)
-    _fill(disk)
+    fill(disk)
     assert "full" in refusal(disk)
     (disk / "filler").unlink()
     with node(environ={**FREE_PORTS, "ATM_DATABASE__PATH": f"{disk}/atm.db"}) as started:
         listed = httpx.get(f"{started.url}/api/v1/tasks?limit=500").json()["data"]["tasks"]
         assert len(listed) == 300
         assert started.end() == 0
-
-
-def _fill(disk: Path) -> None:
-    with (disk / "filler").open("wb", buffering=0) as filler:
-        for size in (65536, 4096, 1):
-            try:
-                while True:
-                    filler.write(bytes(size))
-            except OSError:
-                continue
 
 
 WANTS_A_TOKEN = """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -100,6 +99,3 @@ async def _bug(error: Exception) -> Response:
     incident = uuid.uuid4().hex
     logger.exception("request failed", exc_info=error, extra={"incident": incident})
     return answer.failure(ApiError(answer.INTERNAL, f"internal error {incident}; the log has more"))
-
-
-Route = Callable[..., Awaitable[Response]]
