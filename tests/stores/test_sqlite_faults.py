@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from atm.errors import StartError, StoreDamaged, StoreUnavailable, leaf_of
-from atm.store import Note, TaskFilter
+from atm.store import Claimed, Note, TaskFilter
 from atm.stores import sqlite
 from atm.stores.serial import Call
 from atm.stores.sqlite import SqliteStore
@@ -154,6 +154,12 @@ def _failing(*errors: Exception) -> Callable[..., None]:
     return verb
 
 
+def _away() -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+    return error
+
+
 def _damage() -> sqlite3.DatabaseError:
     error = sqlite3.DatabaseError("database disk image is malformed")
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
@@ -187,9 +193,7 @@ def test_only_the_culprit_of_a_group_fails(opened: SqliteStore) -> None:
 
 
 def test_an_outage_fails_the_whole_group(opened: SqliteStore) -> None:
-    away = sqlite3.OperationalError("disk I/O error")
-    away.sqlite_errorcode = sqlite3.SQLITE_IOERR
-    calls = [_call(_settings(opened, "a")), _call(_failing(away))]
+    calls = [_call(_settings(opened, "a")), _call(_failing(_away()))]
     opened._commit(calls)
     for call in calls:
         with pytest.raises(StoreUnavailable):
@@ -215,22 +219,38 @@ def test_damage_fails_the_whole_group_and_ends_the_store(opened: SqliteStore) ->
 
 
 def test_damage_during_a_split_acknowledges_nothing_that_was_undone(opened: SqliteStore) -> None:
-    calls = [
-        _call(_settings(opened, "a")),
-        _call(_settings(opened, "b")),
-        _call(_failing(ValueError("bad"), _damage())),
-    ]
-    calls.insert(1, calls.pop())  # a, the bad one, b: in the first try all of them are judged
-    bad, b = calls[1], calls[2]
-    bad.argument = b.argument = None
+    good = _settings(opened, "a")
+    first, later = _call(good), _call(good)  # judged together, so both had succeeded in the first try
+    bad = _call(_failing(ValueError("bad"), _damage()))
     with pytest.raises(StoreDamaged):
-        opened._commit(calls)
-    assert calls[0].result.unwrap() == "a"
+        opened._commit([first, bad, later])
+    assert first.result.unwrap() == "a"
     with pytest.raises(StoreDamaged):
         bad.result.unwrap()
     with pytest.raises(StoreUnavailable):
-        b.result.unwrap()
-    assert _rows(opened) == {"a"}
+        later.result.unwrap()
+
+
+async def test_what_a_store_keeps_in_mind_is_undone_with_its_transaction(serve: OpenBench) -> None:
+    async with serve() as bench:
+        store = bench.store
+        assert isinstance(store, SqliteStore)
+        before = TaskType(task_type="a", max_concurrent=1)
+        await store.put_task_type(before)
+        lease, retiring = await bench.lease("worker-1"), await bench.lease("worker-2")
+        undone = [
+            Call(store._put_task_type, TaskType(task_type="a", enabled=False), (), 0),
+            Call(store._register, ("worker-1", 1, ()), (), 0),
+            Call(store._retire, retiring, (), 0),
+            _call(_failing(_away())),
+        ]
+        store._commit(undone)
+        assert await store.task_types() == {"a": before}
+        assert await bench.claims(await bench.create_many(2, task_type="a")) == ["claimed", "blocked"]
+        for alive in (lease, retiring):
+            assert await store.renew(alive) > 0
+            (verdict,) = await store.claim(alive, [await bench.create()])
+            assert isinstance(verdict, Claimed)
 
 
 # a damaged page

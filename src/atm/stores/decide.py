@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from atm.store import CancelState, CancelVerdict, Created, Finished, NewTask, Outcome, Recovered
-from atm.task import MAX_RECOVERIES, REOPENABLE, TERMINAL, LogType, Status, TaskType
+from atm.store import CancelState, CancelVerdict, Finished, NewTask, Outcome, Recovered
+from atm.task import MAX_RECOVERIES, REOPENABLE, LogType, Status, TaskType
 
 SWEEP_FIRST = 2_000
 """A due task that nobody claims is looked at after this long, then after twice as long, and so on."""
@@ -126,10 +126,6 @@ def due(task: NewTask, now: int) -> tuple[int, int | None]:
     if task.delay:
         return (at := now + round(task.delay * 1000)), at
     return now, None
-
-
-def receipt(task: NewTask, due_ms: int, now: int) -> Created:
-    return Created(task.task_id, due_in=(due_ms - now) / 1000)
 
 
 def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Finished, Change | End | None]:
@@ -263,7 +259,3 @@ def room(settings: TaskType, running: int) -> int | None:
     if not settings.enabled:
         return 0
     return None if settings.max_concurrent is None else max(0, settings.max_concurrent - running)
-
-
-def is_terminal(status: Status) -> bool:
-    return status in TERMINAL

@@ -16,6 +16,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -391,7 +392,7 @@ class SqliteStore:
         """Carry out a group in one transaction; where it fails, each call in one of its own."""
         self._logs.clear()
         began = time.perf_counter()
-        types = self._types
+        types, alive = self._types, self._alive
         try:
             with _transaction(self._db):
                 now = self._now()
@@ -400,7 +401,7 @@ class SqliteStore:
                 self._write_logs(now)
             self._on_commit(time.perf_counter() - began)
         except Exception as error:  # noqa: BLE001 - a bug in one call must not end the others
-            self._types = types
+            self._types, self._alive = types, alive
             self._find_limited()
             self._log_id = self._log_ids_end  # a block taken in this transaction was not
             failure = _translate(error)
@@ -462,18 +463,14 @@ class SqliteStore:
         owners = self._owners(keys) if keys else {}
         values: list[Any] = []
         for call in calls:
-            fresh: list[NewTask] = []
-            mine: dict[str, tuple[str, str, str]] = {}
             try:
-                receipts = [_receive(task, i, owners, mine, fresh, now) for i, task in enumerate(call.rows)]
+                replays = _replays(call.rows, owners) if keys else repeat(None)
             except IdempotencyConflict as conflict:
                 call.fail(conflict)
                 continue
-            owners |= mine
-            call.succeed(receipts)
-            for task in fresh:
-                values += self._new_row(task, now)
-                self._log(decide.created(self._seq))
+            call.succeed(
+                [replay or self._add(task, now, values) for task, replay in zip(call.rows, replays, strict=False)]
+            )
         self._insert(INSERT_TASK, 13, values)
 
     def _owners(self, keys: list[str]) -> dict[str, tuple[str, str, str]]:
@@ -485,16 +482,19 @@ class SqliteStore:
         )
         return {key: (task_id, task_type, payload) for key, task_id, task_type, payload in rows}
 
-    def _new_row(self, task: NewTask, now: int) -> tuple[Any, ...]:
+    def _add(self, task: NewTask, now: int, values: list[Any]) -> Created:
+        """Put the row of a new task behind ``values``, and its first row into the log."""
         settings = self._types.get(task.task_type, _DEFAULTS)
         due_ms, scheduled_ms = decide.due(task, now)
         self._seq += 1
-        return (
+        values += (
             self._seq, task.task_id, task.task_type, "PENDING", task.priority, task.payload_json,
             settings.default_timeout if task.timeout is None else task.timeout,
             settings.default_max_retry if task.max_retry is None else task.max_retry,
             now, due_ms, scheduled_ms, due_ms + decide.SWEEP_FIRST, task.idempotency_key,
         )  # fmt: skip
+        self._log(decide.created(self._seq))
+        return Created(task.task_id, due_in=(due_ms - now) / 1000)
 
     def _claim(self, lease: Lease, calls: list[Call], now: int) -> None:
         if lease not in self._alive:
@@ -648,7 +648,7 @@ class SqliteStore:
             "UPDATE worker_registry SET state = 'GONE' WHERE worker_id = ? AND epoch = ?",
             (lease.worker_id, lease.epoch),
         )
-        self._alive.discard(lease)
+        self._alive = self._alive - {lease}
         _share(calls, None)
 
     def _held(self, lease: Lease, calls: list[Call], now: int) -> None:
@@ -725,25 +725,23 @@ def _to_json(value: object) -> str:
     return _encode(value).decode()
 
 
-def _receive(
-    task: NewTask,
-    index: int,
-    owners: Mapping[str, tuple[str, str, str]],
-    mine: dict[str, tuple[str, str, str]],
-    fresh: list[NewTask],
-    now: int,
-) -> Created:
-    """Judge one task of a create by its idempotency key."""
-    key = task.idempotency_key
-    owner = None if key is None else mine.get(key) or owners.get(key)
-    if owner is not None:
-        if not decide.same_request(task, owner[1], owner[2]):
+def _replays(tasks: Sequence[NewTask], owners: dict[str, tuple[str, str, str]]) -> list[Created | None]:
+    """For each task of a call the receipt of the one that has its key already; the new ones own theirs then.
+
+    Raises: IdempotencyConflict; no key of the call is owned then.
+    """
+    mine: dict[str, tuple[str, str, str]] = {}
+    replays: list[Created | None] = []
+    for index, task in enumerate(tasks):
+        key = task.idempotency_key
+        owner = None if key is None else mine.get(key) or owners.get(key)
+        if owner is not None and not decide.same_request(task, owner[1], owner[2]):
             raise IdempotencyConflict(index, owner[0])
-        return Created(owner[0], replayed=True)
-    if key is not None:
-        mine[key] = (task.task_id, task.task_type, task.payload_json)
-    fresh.append(task)
-    return decide.receipt(task, decide.due(task, now)[0], now)
+        if owner is None and key is not None:
+            mine[key] = (task.task_id, task.task_type, task.payload_json)
+        replays.append(None if owner is None else Created(owner[0], replayed=True))
+    owners |= mine
+    return replays
 
 
 def _by_verb(calls: list[Call]) -> Iterable[tuple[tuple[Callable[..., None], Any], list[Call]]]:
