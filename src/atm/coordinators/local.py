@@ -214,12 +214,10 @@ class LocalCoordinator:
 
     async def take(self, worker_id: str) -> list[Hint]:
         desk = self._desks[worker_id]
-        while True:
-            await desk.arrived.wait()
-            if desk.handed:
-                waiting, desk.handed = desk.handed, []
-                desk.taken |= {item.hint.task_id: item for item in waiting}
-                return [item.hint for item in waiting]
+        await desk.arrived.wait()
+        waiting, desk.handed = desk.handed, []
+        desk.taken |= {item.hint.task_id: item for item in waiting}
+        return [item.hint for item in waiting]
 
     async def settle(self, worker_id: str, hints: Sequence[Hint], load: int) -> None:
         desk = self._desks.get(worker_id)
