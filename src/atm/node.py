@@ -93,63 +93,68 @@ class Node:
         config = self.config
         registry = self._executors()
         self.task_types = sorted(registry.by_type)
-        api_socket = self._bind(
-            stack, config.server.enabled, config.server.host, config.server.port, "server.port"
-        )
-        metrics_socket = self._bind(
-            stack, config.metrics.enabled, config.metrics.host, config.metrics.port, "metrics.port"
-        )
-        metrics, health, coordinator = Metrics(), Health(), LocalCoordinator()
-        store = SqliteStore(config.database.path, on_commit=metrics.store_latency.observe)
+        # Bound first of all: a busy port is told before anything is opened.
+        api_socket = _bind(stack, config.server, "server.port")
+        metrics_socket = _bind(stack, config.metrics, "metrics.port")
+        parts = self._parts()
+        if api_socket is not None:
+            self.urls["api"] = url_of(api_socket)
+            parts.servers.append(self._server(self._api(parts), api_socket))
+        if metrics_socket is not None:
+            self.urls["metrics"] = f"{url_of(metrics_socket)}/metrics"
+            parts.servers.append(self._server(metrics_app(parts.metrics), metrics_socket))
+        if config.worker.enabled:
+            parts.executors = registry.executors()
+            parts.worker = self._worker(parts, registry)
+        with stop_on_signals(stop, _overtime(parts)) as parts.limit_dying:
+            await supervise(parts, stop, task_status)
+
+    def _parts(self) -> Parts:
+        config = self.config
+        metrics, coordinator = Metrics(), LocalCoordinator()
         metrics.watch(coordinator, config.worker_id)
-        waiters = Waiters(store, coordinator, health)
-        parts = Parts(
-            store=store,
+        strategy = config.scheduler.load_balance_strategy
+        return Parts(
+            store=SqliteStore(config.database.path, on_commit=metrics.store_latency.observe),
             coordinator=coordinator,
             metrics=metrics,
-            health=health,
+            health=Health(),
             worker=None,
-            balance=balance.load(config.scheduler.load_balance_strategy) if config.scheduler.enabled else None,
+            balance=balance.load(strategy) if config.scheduler.enabled else None,
             leader_id=config.worker_id,
             scan_interval=config.scheduler.scan_interval,
             batch_size=config.scheduler.batch_size,
             heartbeat_interval=config.worker.heartbeat_interval,
             grace=config.worker.graceful_shutdown_timeout,
+            closing_budget=config.worker.cleanup_budget,
             retention=config.retention,
-            listeners=[waiters.listen, lambda task_status: measure_lag(metrics, task_status)],
+            listeners=[lambda task_status: measure_lag(metrics, task_status)],
         )
-        hosts = [*config.server.allowed_hosts, config.server.host, config.metrics.host]
-        if api_socket is not None:
-            self.urls["api"] = url_of(api_socket)
-            patience = config.worker.cleanup_budget + CANCEL_MARGIN
-            services = Services(store, coordinator, metrics, health, waiters, patience)
-            parts.servers.append(Server(cast("AsgiApp", build_app(services)), api_socket, hosts))
-        if metrics_socket is not None:
-            self.urls["metrics"] = f"{url_of(metrics_socket)}/metrics"
-            parts.servers.append(Server(metrics_app(metrics), metrics_socket, hosts))
-        if config.worker.enabled:
-            parts.executors = registry.executors()
-            parts.closing_budget = config.worker.cleanup_budget
-            parts.worker = Worker(
-                store,
-                coordinator,
-                metrics,
-                registry.by_type,
-                worker_id=config.worker_id,
-                name=config.worker.name or config.worker_id,
-                address=self.urls.get("api", ""),
-                capacity=config.capacity,
-                cleanup_budget=config.worker.cleanup_budget,
-            )
-        overtime = (
-            parts.grace
-            + 2 * config.worker.cleanup_budget
-            + supervisor.STUCK_MARGIN
-            + supervisor.RECORD_PATIENCE
-            + 2 * IN_FLIGHT_PATIENCE
+
+    def _api(self, parts: Parts) -> AsgiApp:
+        waiters = Waiters(parts.store, parts.coordinator, parts.health)
+        parts.listeners.append(waiters.listen)
+        patience = self.config.worker.cleanup_budget + CANCEL_MARGIN
+        services = Services(parts.store, parts.coordinator, parts.metrics, parts.health, waiters, patience)
+        return cast("AsgiApp", build_app(services))
+
+    def _server(self, app: AsgiApp, sock: socket.socket) -> Server:
+        hosts = [*self.config.server.allowed_hosts, self.config.server.host, self.config.metrics.host]
+        return Server(app, sock, hosts)
+
+    def _worker(self, parts: Parts, registry: Registry) -> Worker:
+        config = self.config
+        return Worker(
+            parts.store,
+            parts.coordinator,
+            parts.metrics,
+            registry.by_type,
+            worker_id=config.worker_id,
+            name=config.worker.name or config.worker_id,
+            address=self.urls.get("api", ""),
+            capacity=config.capacity,
+            cleanup_budget=config.worker.cleanup_budget,
         )
-        with stop_on_signals(stop, overtime) as parts.limit_dying:
-            await supervise(parts, stop, task_status)
 
     def _executors(self) -> Registry:
         loading.load_entry_points(self._registry)
@@ -157,11 +162,6 @@ class Node:
         if self.config.worker.supported_types:
             self._registry.restrict(self.config.worker.supported_types)
         return self._registry
-
-    def _bind(
-        self, stack: contextlib.ExitStack, enabled: bool, host: str, port: int, key: str
-    ) -> socket.socket | None:
-        return stack.enter_context(bind(host, port, key)) if enabled else None
 
     def banner(self) -> str:
         """What the operator should know of a node that has started."""
@@ -186,3 +186,20 @@ class Node:
                 "Ctrl-C stops it; what runs may finish first.",
             ]
         return "\n".join(lines)
+
+
+def _bind(
+    stack: contextlib.ExitStack, section: configuration.Server | configuration.Metrics, key: str
+) -> socket.socket | None:
+    return stack.enter_context(bind(section.host, section.port, key)) if section.enabled else None
+
+
+def _overtime(parts: Parts) -> float:
+    """Seconds after which a node that is to stop has used up every patience there is."""
+    return (
+        parts.grace
+        + 2 * parts.closing_budget
+        + supervisor.STUCK_MARGIN
+        + supervisor.RECORD_PATIENCE
+        + 2 * IN_FLIGHT_PATIENCE
+    )
