@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from atm.store import Finished, Outcome
+from atm.store import Finished, Note, Outcome
 from atm.task import Status
 from contracts.bench import Bench, outcome
 
@@ -54,12 +54,12 @@ async def test_details_become_an_error_row_without_states(bench: Bench) -> None:
     assert await bench.steps(task.task_id) == ["None PENDING", "PENDING PROCESSING", "PROCESSING FAILED"]
 
 
-async def test_an_end_without_progress_keeps_what_was_noted(bench: Bench) -> None:
+@pytest.mark.parametrize("ending", [{}, {"retry_in": 0.0}], ids=["end", "retry"])
+async def test_an_end_without_progress_keeps_what_was_noted(bench: Bench, ending: dict[str, float]) -> None:
     task = await bench.running()
-    await bench.finish(task, Status.FAILED, retry_in=0, progress_json='{"fraction":0.5}')
-    task = await bench.claim(task.task_id)
-    await bench.finish(task, Status.PENDING, progress_json=None)
-    assert (await bench.get(task.task_id)).progress_json is None, "progress was of the attempt before"
+    await bench.store.note([Note(task.task_id, 1, "worker-1", progress_json='{"fraction":0.5}')])
+    await bench.finish(task, Status.FAILED, **ending)
+    assert (await bench.get(task.task_id)).progress_json == '{"fraction":0.5}'
 
 
 # retries and releases

@@ -14,7 +14,7 @@ REOPENABLE = [Status.FAILED, Status.TIMEOUT, Status.CANCELLED]
 @pytest.mark.parametrize("status", REOPENABLE)
 async def test_an_unsuccessful_task_runs_again(bench: Bench, status: Status) -> None:
     task = await bench.running()
-    ending = {"error_json": '{"message":"m"}', "progress_json": '{"fraction":0.5}'}
+    ending = {"error_json": '{"message":"m"}', "progress_json": '{"fraction":0.5}', "result_json": "1"}
     await bench.finish(task, status, **ending)
     await bench.advance(30)
     (verdict,) = await bench.store.reopen([task.task_id])

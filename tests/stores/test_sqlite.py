@@ -84,6 +84,19 @@ async def test_a_lease_ends_with_its_node(serve: OpenBench) -> None:
         assert (await bench.lease()).epoch > old.epoch
 
 
+async def test_the_registry_keeps_no_more_leases_than_are_of_use(serve: OpenBench) -> None:
+    async with serve() as bench:
+        running = await bench.running()
+        for number in range(20):
+            await bench.lose("worker-1")
+            await bench.store.retire(await bench.lease(f"passer-by-{number}"))
+        assert isinstance(bench.store, SqliteStore)
+        await bench.lease("last")
+        rows = bench.store._db.execute("SELECT DISTINCT worker_id FROM worker_registry").fetchall()
+        assert sorted(name for (name,) in rows) == ["last", "worker-1"]
+        assert [item.task_id for item in await bench.store.recover(10)] == [running.task_id]
+
+
 async def test_log_ids_grow_across_starts(serve: OpenBench) -> None:
     async with serve() as bench:
         task_id = await bench.create()

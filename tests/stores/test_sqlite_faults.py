@@ -240,6 +240,7 @@ async def test_what_a_store_keeps_in_mind_is_undone_with_its_transaction(serve: 
         lease, retiring = await bench.lease("worker-1"), await bench.lease("worker-2")
         undone = [
             Call(store._put_task_type, TaskType(task_type="a", enabled=False), (), 0),
+            Call(store._put_task_type, TaskType(task_type="echo", enabled=False), (), 0),
             Call(store._register, ("worker-1", 1, ()), (), 0),
             Call(store._retire, retiring, (), 0),
             _call(_failing(_away())),
