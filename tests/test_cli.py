@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
+from atm import config as configuration
 from atm.cli import EXIT_CONFIG, EXIT_DAMAGED, EXIT_UNAVAILABLE, main
 from atm.stores.sqlite import SqliteStore
 from running import FREE_PORTS, PATIENCE, free_ports, node
@@ -164,6 +166,38 @@ def test_the_installed_command_is_the_same() -> None:
     assert re.fullmatch(r"atm, version \d+\.\d+\.\d+\n", told.stdout)
 
 
+@pytest.mark.parametrize(("allowed", "stranger"), [("", 401), ("atm.example", 403)])
+def test_a_key_made_by_the_command_opens_a_node_that_the_network_can_reach(allowed: str, stranger: int) -> None:
+    told = run("key", "ci", "--scopes", "read,submit").output
+    secret, config = made_key(told)
+    Path("config.yaml").write_text(config)
+    environ = {
+        **FREE_PORTS,
+        "ATM_SERVER__HOST": "0.0.0.0",  # noqa: S104
+        "ATM_METRICS__HOST": "0.0.0.0",  # noqa: S104
+        "ATM_SERVER__ALLOWED_HOSTS": allowed,
+        "ATM_LOG__LEVEL": "debug",
+    }
+    with node(environ=environ) as running:
+        banner = running.wait_for("Ctrl-C")
+        api, metrics = (f"http://127.0.0.1:{port}" for port in re.findall(r"http://\S+?:(\d+)", banner)[:2])
+        named, key = {"Host": "atm.example"}, {"Authorization": f"Bearer {secret}"}
+        assert httpx.get(f"{api}/livez", headers=named).status_code == 200
+        for url in (f"{api}/api/v1/tasks", f"{metrics}/metrics"):
+            assert httpx.get(url, headers=named).status_code == 401
+            assert httpx.get(url, headers={"Host": "other.example"}).status_code == stranger
+            assert httpx.get(url, headers=named | {"X-API-Key": "wrong"}).status_code == 401
+            assert httpx.get(url, headers=named | key).status_code == 200
+        task = {"task_type": "echo"}
+        made = httpx.post(f"{api}/api/v1/tasks", headers=named | key, json=task)
+        assert made.status_code == 201
+        location = made.headers["Location"]
+        assert httpx.post(f"{api}{location}/cancel", headers=named | key).status_code == 403
+        assert running.end() == 0
+    for written in (Path("stdout.txt"), Path("stderr.txt"), *Path("logs").iterdir(), *Path().glob("atm.db*")):
+        assert secret.encode() not in written.read_bytes()
+
+
 def test_a_strategy_of_ones_own_is_found_in_the_current_folder() -> None:
     Path("my_balance.py").write_text(
         "class First:\n    def choose(self, hint, workers):\n        return workers[0]\n"
@@ -254,6 +288,35 @@ def test_a_folder_that_is_not_there_is_not_made() -> None:
 def test_a_log_file_that_cannot_be_written_is_told_by_its_key() -> None:
     Path("logs").touch()
     assert "log.file" in refusal(code=EXIT_UNAVAILABLE)
+
+
+# keys
+
+
+def made_key(told: str) -> tuple[str, str]:
+    """What ``atm key`` says: the key, and the text for the config."""
+    (secret,) = re.findall(r"^  (atm_\S{43})$", told, re.MULTILINE)
+    return secret, "server:\n" + told.partition("server:\n")[2]
+
+
+def test_a_new_key_comes_with_its_lines_for_the_config() -> None:
+    secret, config = made_key(run("key", "001").output)
+    Path("config.yaml").write_text(config)
+    (entry,) = configuration.load(environ={}).server.api_keys
+    assert entry.hash == f"sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
+    assert (entry.name, entry.scopes) == ("001", ["read", "submit", "cancel"])
+    assert secret not in config
+    assert made_key(run("key", "001").output)[0] != secret
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a b"], [""], ["ci", "--scopes", ""], ["ci", "--scopes", "root"], ["ci", "more"]]
+)
+def test_a_key_that_the_config_would_refuse_is_not_made(arguments: list[str]) -> None:
+    told = run("key", *arguments)
+    assert told.exit_code == 2
+    assert "Usage:" in told.output
+    assert "atm_" not in told.output
 
 
 # help

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atm import config as configuration
-from atm.config import Config, Database, Duration, ExecutorSpec, is_loopback, masked
+from atm.config import ApiKey, Config, Database, Duration, ExecutorSpec, is_loopback, masked
 from atm.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -327,6 +327,13 @@ def test_only_loopback_is_bound_without_keys(load: Load, key: str, host: str) ->
     assert "loopback" in error.reason
 
 
+@pytest.mark.parametrize("key", ["server.host", "metrics.host"])
+def test_with_keys_any_address_may_be_bound_but_it_must_be_said(load: Load, key: str) -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.1"):  # noqa: S104
+        assert load(KEYS, None, {key: host}).server.api_keys[0].name == "ci"
+    assert refusal(load, KEYS, None, {key: ""}).key == key
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_has_several_names(host: str) -> None:
     assert is_loopback(host)
@@ -338,6 +345,54 @@ def test_port_0_may_be_asked_for_twice(load: Load) -> None:
 
 def test_equal_ports_do_not_matter_when_one_is_off(load: Load) -> None:
     assert load("server: {port: 9090}\nmetrics: {enabled: false}").server.port == 9090
+
+
+# API keys
+
+HASH = "sha256:" + "0123456789abcdef" * 4
+OTHER_HASH = "sha256:" + "f" * 64
+KEYS = f"server: {{api_keys: [{{name: ci, hash: '{HASH}', scopes: [read, submit]}}]}}"
+
+
+def test_keys_may_stand_in_the_file_and_in_the_environment(load: Load) -> None:
+    expected = [ApiKey(name="ci", hash=HASH, scopes=["read", "submit"])]
+    assert load(KEYS).server.api_keys == expected
+    environ = {"ATM_SERVER__API_KEYS": f"[{{name: ci, hash: '{HASH}', scopes: [read, submit]}}]"}
+    assert load("", environ).server.api_keys == expected
+    assert load(KEYS, {"ATM_SERVER__API_KEYS": "[]"}).server.api_keys == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "key"),
+    [
+        (f"{{hash: '{HASH}', scopes: [read]}}", "server.api_keys[0]"),
+        ("{name: ci, scopes: [read]}", "server.api_keys[0]"),
+        (f"{{name: ci, hash: '{HASH}'}}", "server.api_keys[0]"),
+        (f"{{name: ci, hash: '{HASH}', scopes: []}}", "server.api_keys[0].scopes"),
+        (f"{{name: ci, hash: '{HASH}', scopes: read}}", "server.api_keys[0].scopes"),
+        (f"{{name: ci, hash: '{HASH}', scopes: [read, root]}}", "server.api_keys[0].scopes[1]"),
+        (f"{{name: 'c i', hash: '{HASH}', scopes: [read]}}", "server.api_keys[0].name"),
+        (f'{{name: "ci\\n", hash: "{HASH}", scopes: [read]}}', "server.api_keys[0].name"),
+        (f"{{name: '', hash: '{HASH}', scopes: [read]}}", "server.api_keys[0].name"),
+        (f"{{name: ci, hash: '{HASH.upper()}', scopes: [read]}}", "server.api_keys[0].hash"),
+        (f"{{name: ci, hash: '{HASH[:-1]}', scopes: [read]}}", "server.api_keys[0].hash"),
+        (f"{{name: ci, hash: '{HASH[7:]}', scopes: [read]}}", "server.api_keys[0].hash"),
+        (f"{{name: ci, hash: '{HASH}', scopes: [read], scope: read}}", "server.api_keys[0]"),
+        (
+            f"{{name: ci, hash: '{HASH}', scopes: [read]}}, {{name: ci, hash: '{OTHER_HASH}', scopes: [read]}}",
+            "server.api_keys[1].name",
+        ),
+        (
+            f"{{name: ci, hash: '{HASH}', scopes: [read]}}, {{name: ops, hash: '{HASH}', scopes: [admin]}}",
+            "server.api_keys[1].hash",
+        ),
+    ],
+)
+def test_a_wrong_key_is_refused_by_its_place(load: Load, entry: str, key: str) -> None:
+    error = refusal(load, f"server: {{api_keys: [{entry}]}}")
+    assert error.key == key
+    assert HASH not in str(error)
+    assert refusal(load, "", {"ATM_SERVER__API_KEYS": f"[{entry}]"}).key == key
 
 
 # which store
@@ -403,6 +458,12 @@ executors: [{use: "a:B", config: {password: hunter2, smtp: {password: hunter2}, 
     assert shown["executors"][0]["config"]["host"] == "h"
 
 
+def test_of_a_key_all_but_its_hash_is_shown(load: Load) -> None:
+    assert masked(load(KEYS))["server"]["api_keys"] == [
+        {"name": "ci", "hash": "***", "scopes": ["read", "submit"]}
+    ]
+
+
 def test_what_is_not_secret_is_shown_as_plain_values(load: Load) -> None:
     shown = masked(load("retention: 1d"))
     assert shown["retention"] == 86_400
@@ -416,6 +477,9 @@ def test_what_is_not_secret_is_shown_as_plain_values(load: Load) -> None:
     [
         "database: {password: [hunter2]}", "database: {pasword: hunter2}", "redis: {password: {hunter2: 1}}",
         "database: {password: hunter2, password: hunter2}", "database: {driver: mysql, password: hunter2}",
+        "server: {api_keys: hunter2}", "server: {api_keys: [hunter2]}", "server: {api_keys: {hunter2: [read]}}",
+        "server: {api_keys: [{hunter2: [read]}]}", "server: {api_keys: [{name: a, hash: hunter2, scopes: []}]}",
+        "server: {api_keys: [{name: 'a b', hash: x, key: hunter2}]}", f"{KEYS[:-4]}, hunter2]}}]}}",
     ],
 )  # fmt: skip
 def test_no_error_tells_a_secret(load: Load, text: str) -> None:

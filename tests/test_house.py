@@ -16,7 +16,7 @@ SRC = Path(atm.__file__).parent
 
 LAYERS = [
     # Words and facts.
-    {"task", "errors", "config", "flag", "health", "imports", "logs"},
+    {"task", "errors", "config", "flag", "health", "imports", "logs", "serial"},
     # Contracts; and the metrics, whose gauges are read through the coordinator's.
     {"executor", "store", "coordinator", "metrics"},
     # Each implements one contract; they do not know each other.
@@ -30,19 +30,22 @@ LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 IMPLEMENTATIONS, USERS = 2, 3
 
 EVERYWHERE = {"trio", "msgspec"}
-HOMES = {
+HOMES: dict[str, str | tuple[str, ...]] = {
     "click": "cli.py",
+    "cryptography": "stores/mysql_driver.py",
     "fcntl": "stores/sqlite.py",
     "h11": "api/server.py",
     "hypercorn": "api/server.py",
-    "outcome": "stores/serial.py",
+    "outcome": "serial.py",
     "prometheus_client": "metrics.py",
     "quart": "api/",
     "quart_trio": "api/",
+    "redis": "coordinators/redis_wire.py",
     "signal": "nursery/signals.py",
     "smtplib": "executors/email.py",
     "sqlite3": "stores/sqlite.py",
-    "ssl": "executors/email.py",
+    "ssl": ("executors/email.py", "stores/mysql_driver.py"),
+    "trio_mysql": "stores/mysql_driver.py",
     "werkzeug": "api/app.py",
     "yaml": "config.py",
 }
@@ -162,7 +165,16 @@ def calls(name: str) -> set[str]:
 
 
 def test_long_lived_nurseries_are_opened_by_the_supervisor_alone() -> None:
-    inside_services = {"api/server.py", "executors/email.py", "stores/serial.py", "stores/sqlite.py"}
+    inside_services = {
+        "api/server.py",
+        "coordinators/redis.py",
+        "coordinators/redis_link.py",
+        "executors/email.py",
+        "serial.py",
+        "stores/lanes.py",
+        "stores/mysql.py",
+        "stores/sqlite.py",
+    }
     assert calls("open_nursery") == {"nursery/supervisor.py"} | inside_services
 
 
@@ -173,7 +185,7 @@ def test_a_shield_has_an_address() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.keyword) and node.arg == "shield"
     }
-    assert shields == {"executor.py"}
+    assert shields == {"executor.py", "stores/lanes.py"}
 
 
 def test_exception_groups_are_split_where_an_attempt_ends_and_nowhere_else() -> None:

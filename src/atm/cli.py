@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import partial
 
@@ -9,7 +10,8 @@ import click
 import trio
 
 from atm import config as configuration
-from atm.errors import AtmError, ConfigError, StoreDamaged
+from atm.api import keys
+from atm.errors import AtmError, ConfigError, StoreDamaged, WorkerIdTaken
 from atm.node import Node
 
 EXIT_UNAVAILABLE = 69
@@ -68,6 +70,42 @@ def serve(
         sys.exit(_report(error))
 
 
+@main.command()
+@click.option("--config", "config_path", type=click.Path(), help="The config file (default ./config.yaml).")
+def migrate(config_path: str | None) -> None:
+    """Bring the cluster's database to this version's schema. Every node does so by itself when it starts."""
+    try:
+        version = trio.run(Node(configuration.load(config_path)).migrate)
+    except AtmError as error:
+        sys.exit(_report(error))
+    click.echo(f"the schema has version {version}")
+
+
+@main.command()
+@click.argument("name")
+@click.option("--scopes", default="read,submit,cancel", show_default=True, help="Any of read,submit,cancel,admin.")
+def key(name: str, scopes: str) -> None:
+    """Make an API key, and its lines for the config. It is shown this once and kept nowhere."""
+    made = keys.new_key()
+    entry = {"name": name, "hash": keys.hash_of(made), "scopes": [scope.strip() for scope in scopes.split(",")]}
+    try:
+        (checked,) = configuration.parse({"server": {"api_keys": [entry]}}).server.api_keys
+    except ConfigError as error:
+        raise click.UsageError(f"{error.key.partition('].')[2]}: {error.reason}") from None
+    click.echo(f"""\
+The key, for those who ask (shown only now):
+
+  {made}
+
+Its lines for config.yaml:
+
+server:
+  api_keys:
+    - name: {json.dumps(checked.name)}
+      hash: "{checked.hash}"
+      scopes: [{", ".join(checked.scopes)}]""")
+
+
 class _Announcement(trio.TaskStatus[None]):
     """Prints the banner when the node says that it has started."""
 
@@ -80,6 +118,6 @@ class _Announcement(trio.TaskStatus[None]):
 
 def _report(error: AtmError) -> int:
     click.echo(f"atm: {error}", err=True)
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | WorkerIdTaken):
         return EXIT_CONFIG
     return EXIT_DAMAGED if isinstance(error, StoreDamaged) else EXIT_UNAVAILABLE

@@ -13,7 +13,7 @@ import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 import yaml
@@ -24,8 +24,11 @@ from atm.errors import ConfigError
 ENV_PREFIX = "ATM_"
 ENV_OTHERS = frozenset({"ATM_CONFIG", "ATM_URL", "ATM_API_KEY"})
 DEFAULT_FILE = "config.yaml"
-LIST_KEYS = frozenset({"executors", "worker.supported_types", "server.allowed_hosts"})
-SECRET_KEYS = frozenset({"password", "api_keys", "url"})
+MIN_LEADER_TTL = 0.3
+"""Seconds; of a shorter term too little would be left once messages have gone back and forth."""
+
+LIST_KEYS = frozenset({"executors", "worker.supported_types", "server.allowed_hosts", "server.api_keys"})
+SECRET_KEYS = frozenset({"password", "api_keys", "url", "hash"})
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -50,8 +53,9 @@ class Duration(float):
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
-WorkerId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-TypeName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
+WorkerId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+KeyScope = Literal["read", "submit", "cancel", "admin"]
+TypeName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:-]{1,128}\Z")]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,11 +66,20 @@ class App(Section, frozen=True):
     name: str = "async-task-manager"
 
 
+class ApiKey(Section, frozen=True):
+    """An entry of ``server.api_keys``: the hash of a key, and what it is good for."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+    hash: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+    scopes: Annotated[list[KeyScope], Meta(min_length=1)]
+
+
 class Server(Section, frozen=True):
     enabled: bool = True
     host: str = "127.0.0.1"
     port: Port = 8080
     allowed_hosts: list[str] = []
+    api_keys: list[ApiKey] = []
 
 
 class Metrics(Section, frozen=True):
@@ -83,12 +96,15 @@ class Database(Section, frozen=True):
     user: str | None = None
     password: str | None = None
     database: str | None = None
+    socket: str | None = None
+    tls: bool = False
+    tls_ca: str | None = None
     pool_size: Positive = 8
 
     @property
     def effective_driver(self) -> str:
         """sqlite or mysql: as said, else mysql when anything of a server is said, else sqlite."""
-        named = (self.host, self.port, self.user, self.password, self.database)
+        named = (self.host, self.port, self.user, self.password, self.database, self.socket)
         return self.driver or ("sqlite" if all(value is None for value in named) else "mysql")
 
 
@@ -180,7 +196,7 @@ def load(
     for key, value in (flags or {}).items():
         _assign(settings, key, value)
     config = parse(settings)
-    _check(config)
+    check(config)
     return config
 
 
@@ -195,16 +211,13 @@ def parse(settings: Mapping[str, Any]) -> Config:
 def masked(config: Config) -> dict[str, Any]:
     """The settings as plain values, secrets replaced by stars."""
 
-    def mask(value: Any, key: str) -> Any:
+    def mask(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: mask(item, name) for name, item in value.items()}
-        if isinstance(value, list):
-            return [mask(item, key) for item in value]
-        return "***" if key in SECRET_KEYS and value else value
+            return {name: "***" if name in SECRET_KEYS and item else mask(item) for name, item in value.items()}
+        return [mask(item) for item in value] if isinstance(value, list) else value
 
     # float() of a Duration: the encoder knows no subclasses.
-    plain = msgspec.to_builtins(config, enc_hook=float)
-    return cast("dict[str, Any]", mask(plain, ""))
+    return cast("dict[str, Any]", mask(msgspec.to_builtins(config, enc_hook=float)))
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:
@@ -310,6 +323,10 @@ def _translate(error: msgspec.ValidationError) -> ConfigError:
     text, _, where = str(error).partition(" - at `$")
     key = where.rstrip("`").lstrip(".")
     unknown = re.match(r"Object contains unknown field `(.*)`", text)
+    if key.startswith("server.api_keys") and (unknown or text.startswith("Invalid enum value")):
+        # What stands there is not told: it may be a key in the wrong place.
+        known = get_args(KeyScope) if not unknown else ApiKey.__struct_fields__
+        return ConfigError(key, f"unknown; known are {', '.join(known)}")
     if not unknown:
         return ConfigError(key, text[:1].lower() + text[1:].replace("`", ""))
     name = unknown[1]
@@ -319,26 +336,52 @@ def _translate(error: msgspec.ValidationError) -> ConfigError:
     return ConfigError(f"{key}.{name}".lstrip("."), f"unknown key{hint}")
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Look at what single keys cannot tell. Raises ConfigError."""
     if config.database.driver not in (None, "sqlite", "mysql"):
         raise ConfigError("database.driver", f"must be sqlite or mysql, not {config.database.driver}")
     if config.database.effective_driver == "mysql":
-        raise ConfigError("database.driver", "mysql is not available in this version; use sqlite")
+        _check_cluster(config)
     if not config.database.path:
         raise ConfigError("database.path", "must not be empty")
     if config.log.level.lower() not in ("debug", "info", "warning", "error"):
         raise ConfigError("log.level", f"must be debug, info, warning or error, not {config.log.level}")
     if config.log.format not in ("auto", "text", "json"):
         raise ConfigError("log.format", f"must be auto, text or json, not {config.log.format}")
+    _check_keys(config.server.api_keys)
     for key, host in (("server.host", config.server.host), ("metrics.host", config.metrics.host)):
-        if not is_loopback(host):
-            raise ConfigError(key, f"{host} is not loopback; without API keys only loopback can be served")
+        if not is_loopback(host) and not config.server.api_keys:
+            reason = "without API keys (server.api_keys) only loopback can be served"
+            raise ConfigError(key, f"{host} is not loopback; {reason}")
+        if not host:
+            raise ConfigError(key, "must not be empty; 0.0.0.0 is every address")
     if config.server.enabled and config.metrics.enabled and config.server.port == config.metrics.port != 0:
         raise ConfigError("metrics.port", f"{config.metrics.port} is the port of the server already")
     if config.scheduler.scan_interval < 0.001:
         raise ConfigError("scheduler.scan_interval", "must be at least 1ms")
     if config.worker.heartbeat_interval < 0.1:
         raise ConfigError("worker.heartbeat_interval", "must be at least 100ms")
+
+
+def _check_cluster(config: Config) -> None:
+    if not (config.redis.addr or config.redis.url):
+        raise ConfigError("redis.addr", "missing: nodes on mysql find each other through Redis")
+    ttl, renewal = config.scheduler.leader_lock_ttl, config.scheduler.leader_renew_interval
+    if ttl < MIN_LEADER_TTL:
+        raise ConfigError("scheduler.leader_lock_ttl", "must be at least 300ms")
+    if renewal > ttl / 2:
+        raise ConfigError("scheduler.leader_renew_interval", "must be at most half of scheduler.leader_lock_ttl")
+    if config.worker.id == "type":
+        raise ConfigError("worker.id", "type is a part of the names of Redis keys; take another id")
+
+
+def _check_keys(keys: list[ApiKey]) -> None:
+    for index, key in enumerate(keys):
+        where = f"server.api_keys[{index}]"
+        if key.name in {other.name for other in keys[:index]}:
+            raise ConfigError(f"{where}.name", f"{key.name} is given twice")
+        if key.hash in {other.hash for other in keys[:index]}:
+            raise ConfigError(f"{where}.hash", "is that of another key; each needs one of its own")
 
 
 def is_loopback(host: str) -> bool:

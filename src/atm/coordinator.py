@@ -49,13 +49,24 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
     oldest_age: float
 
 
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits and who works.
+
+    ``queues``: high, normal, low. ``delayed`` counts hints that wait for their time.
+    """
+
+    queues: list[QueueInfo]
+    delayed: int
+    workers: list[WorkerInfo]
+
+
 class CancelRequest(msgspec.Struct, frozen=True, gc=False):
     task_id: str
     attempt: int
 
 
 class TaskEvent(msgspec.Struct, frozen=True, gc=False):
-    """``status``: the state the task has come to."""
+    """``status``: the state the task has come to; PENDING means created."""
 
     task_id: str
     status: Status
@@ -76,6 +87,29 @@ class Coordinator(Protocol):
         """Run ``duties`` inside a scope whenever, and only while, this node leads. Runs until cancelled."""
         ...
 
+    async def away(self) -> None:
+        """Return when messages have not got through for more than a second; at once while that lasts."""
+        ...
+
+    async def back(self) -> None:
+        """Return when messages get through again after an outage; at once when there is none.
+
+        What was said during the outage is lost.
+        """
+        ...
+
+    async def has_forgotten(self) -> bool:
+        """Whether the queues were lost (or are new) and have to be filled from the store. For the leader."""
+        ...
+
+    async def begin_rebuild(self) -> None:
+        """Drop what is left in the queues; they are about to be filled from the store."""
+        ...
+
+    async def end_rebuild(self) -> None:
+        """The queues are filled: from now on they are remembered."""
+        ...
+
     def leader(self) -> str | None:
         """Who leads, as far as this node knows."""
         ...
@@ -83,15 +117,14 @@ class Coordinator(Protocol):
     # queues
 
     async def push(self, hints: Sequence[Hint]) -> None:
-        """Queue tasks by priority; delayed ones join their queue when due. Known ones are not doubled."""
+        """Queue tasks by priority; delayed ones join their queue when due.
+
+        A hint that is queued twice costs a refused claim; an implementation may leave the second one out.
+        """
         ...
 
-    def queues(self) -> list[QueueInfo]:
-        """high, normal, low."""
-        ...
-
-    def delayed(self) -> int:
-        """How many hints wait for their time."""
+    async def overview(self) -> Overview | None:
+        """What waits and who works; None when that cannot be learned now."""
         ...
 
     async def changed(self) -> None:
@@ -114,8 +147,6 @@ class Coordinator(Protocol):
     async def unregister(self, worker_id: str) -> None:
         """The worker is gone; what was handed to it goes back to the heads of the queues."""
         ...
-
-    def workers(self) -> list[WorkerInfo]: ...
 
     async def take(self, worker_id: str) -> list[Hint]:
         """All that was handed to this worker; waits until there is something."""
@@ -157,5 +188,8 @@ class Coordinator(Protocol):
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Call ``deliver`` with what any node publishes, in batches, until cancelled; started when subscribed."""
+        """Call ``deliver`` with the ends that any node publishes, in batches, until cancelled.
+
+        What else this node publishes is delivered too. Started when subscribed.
+        """
         ...

@@ -3,6 +3,7 @@
 AtmError
 ├── ConfigError            a setting is wrong; names the key
 ├── StartError             the node cannot start here: busy port, locked or damaged file
+├── WorkerIdTaken          another process works under this worker.id
 ├── StoreError
 │   ├── StoreUnavailable   an outage: nothing was decided, try again later
 │   └── StoreDamaged       the data cannot be trusted; the node stops
@@ -40,8 +41,19 @@ class StartError(AtmError):
     """The node cannot start here; the message is one line for the operator."""
 
 
-class LeaseLost(AtmError):
-    """The worker's right to run tasks is over, though nobody asked the node to stop."""
+class WorkerIdTaken(AtmError):
+    """Another process works under this worker id.
+
+    Args:
+        worker_id: the id.
+        wait: seconds until its lease is over, if it is not renewed; None when this process had the id before
+            and was superseded: it must not have it again.
+    """
+
+    def __init__(self, worker_id: str, wait: float | None) -> None:
+        super().__init__(f"worker.id: {worker_id} is in use by another node; each node needs an id of its own")
+        self.worker_id = worker_id
+        self.wait = wait
 
 
 class StoreError(AtmError):

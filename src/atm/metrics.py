@@ -22,7 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from atm.coordinator import Coordinator, QueueInfo
+from atm.coordinator import Coordinator, Overview, QueueInfo
 from atm.task import Status
 
 QUANTILES = (0.5, 0.95, 0.99)
@@ -125,9 +125,18 @@ class _CoordinatorGauges(Collector):
     def __init__(self, coordinator: Coordinator, node_id: str) -> None:
         self._coordinator = coordinator
         self._node_id = node_id
+        self._overview: Overview | None = None
+
+    async def look(self) -> None:
+        """Learn what ``collect`` tells then."""
+        self._overview = await self._coordinator.overview()
 
     def collect(self) -> Iterable[Metric]:
-        queues = self._coordinator.queues()
+        leads = self._coordinator.leader() == self._node_id
+        yield GaugeMetricFamily("atm_leader", "1 where this node leads.", value=float(leads))
+        if self._overview is None:
+            return
+        queues = self._overview.queues
         yield _by_queue("queue_length", "Tasks ready to run.", queues, lambda q: q.length)
         yield _by_queue(
             "atm_queue_parked", "Tasks ready to run that no worker can run now.", queues, lambda q: q.parked
@@ -139,13 +148,11 @@ class _CoordinatorGauges(Collector):
             lambda q: q.oldest_age,
         )
         yield GaugeMetricFamily(
-            "atm_delayed_tasks", "Tasks that wait for their time.", value=self._coordinator.delayed()
+            "atm_delayed_tasks", "Tasks that wait for their time.", value=self._overview.delayed
         )
-        leads = self._coordinator.leader() == self._node_id
-        yield GaugeMetricFamily("atm_leader", "1 where this node leads.", value=float(leads))
         load = GaugeMetricFamily("worker_load", "Busy slots.", labels=["worker_id"])
         slots = GaugeMetricFamily("atm_worker_slots", "Slots in all.", labels=["worker_id"])
-        for worker in self._coordinator.workers():
+        for worker in self._overview.workers:
             load.add_metric([worker.id], worker.load)
             slots.add_metric([worker.id], worker.capacity)
         yield load
@@ -170,6 +177,7 @@ class Metrics:
         self.durations = DurationSummary()
         self.registry.register(self.durations)
         self._types: set[str] = set()
+        self._gauges: _CoordinatorGauges | None = None
         self._created = Counter("task_created", "Tasks created.", ["task_type"], registry=self.registry)
         self.wait = BatchedHistogram("atm_task_wait_seconds", "From due to claimed.", LATENCY_BUCKETS)
         self.registry.register(self.wait)
@@ -198,7 +206,8 @@ class Metrics:
 
     def watch(self, coordinator: Coordinator, node_id: str) -> None:
         """Read the gauges from this coordinator."""
-        self.registry.register(_CoordinatorGauges(coordinator, node_id))
+        self._gauges = _CoordinatorGauges(coordinator, node_id)
+        self.registry.register(self._gauges)
 
     def created(self, task_type: str, count: int) -> None:
         self._created.labels(self._label(task_type)).inc(count)
@@ -216,6 +225,8 @@ class Metrics:
         self._types.add(task_type)
         return task_type
 
-    def render(self) -> bytes:
+    async def render(self) -> bytes:
         """The text exposition format, version 0.0.4."""
+        if self._gauges is not None:
+            await self._gauges.look()
         return generate_latest(self.registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Callable
@@ -19,21 +20,29 @@ from atm.api.guard import AsgiApp
 from atm.api.server import IN_FLIGHT_PATIENCE, Server, bind, metrics_app, url_of
 from atm.api.waiters import Waiters
 from atm.config import Config
+from atm.coordinator import Coordinator
 from atm.coordinators.local import LocalCoordinator
-from atm.errors import AtmError, leaf_of
+from atm.coordinators.redis import RedisCoordinator, RedisSettings
+from atm.errors import AtmError, ConfigError, leaf_of
 from atm.executor import Executor, Registry
 from atm.executors import loading
 from atm.health import Health
 from atm.metrics import Metrics
 from atm.nursery import balance, supervisor
-from atm.nursery.heartbeat import measure_lag
 from atm.nursery.signals import stop_on_signals
 from atm.nursery.supervisor import Parts, supervise
+from atm.nursery.watchdog import Watchdog
 from atm.nursery.worker import Worker
+from atm.store import Store
+from atm.stores.mysql import MySqlStore
+from atm.stores.mysql_driver import Address
 from atm.stores.sqlite import SqliteStore
 
 CANCEL_MARGIN = 2.0
 """Seconds beyond the cleanup budget that a cancel call waits for the executor to end."""
+
+MYSQL_PORT = 3306
+WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104 - to be shown as this host's name
 
 SWITCH_INTERVAL = 0.0005
 """Seconds; with Python's default of 5 ms the store's writer waits ten times as long beside a busy loop."""
@@ -53,6 +62,7 @@ class Node:
 
     def __init__(self, config: Config | str | os.PathLike[str] | None = None) -> None:
         self.config = config if isinstance(config, Config) else configuration.load(config)
+        configuration.check(self.config)
         self.urls: dict[str, str] = {}
         self.task_types: list[str] = []
         self._registry = Registry()
@@ -67,6 +77,15 @@ class Node:
         """Drain and end, as SIGTERM does. To be called in the node's own Trio loop, once it runs."""
         if self._stop is not None:
             self._stop.set()
+
+    async def migrate(self) -> int:
+        """Bring the cluster's database to this version's schema; its version then.
+
+        Raises: ConfigError where the store is the embedded one, which needs no such thing; StartError.
+        """
+        if not self._is_cluster:
+            raise ConfigError("database.driver", "the embedded store needs no migration")
+        return await MySqlStore(self._address()).migrate()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be a node until SIGTERM, SIGINT or ``stop``; started when ready to serve.
@@ -106,29 +125,65 @@ class Node:
         if config.worker.enabled:
             parts.executors = registry.executors()
             parts.worker = self._worker(parts, registry)
+        watchdog = Watchdog(parts.metrics, parts.worker)
+        parts.listeners += [watchdog.tick, watchdog.watch]
         with stop_on_signals(stop, _overtime(parts)) as parts.limit_dying:
             await supervise(parts, stop, task_status)
 
     def _parts(self) -> Parts:
         config = self.config
-        metrics, coordinator = Metrics(), LocalCoordinator()
-        metrics.watch(coordinator, config.worker_id)
+        metrics, coordinator = Metrics(), self._coordinator()
+        boot_id = secrets.token_hex(8)
+        leader_id = f"{config.worker_id}:{boot_id}"
+        metrics.watch(coordinator, leader_id)
         strategy = config.scheduler.load_balance_strategy
         return Parts(
-            store=SqliteStore(config.database.path, on_commit=metrics.store_latency.observe),
+            store=self._store(metrics, boot_id),
             coordinator=coordinator,
             metrics=metrics,
             health=Health(),
             worker=None,
             balance=balance.load(strategy) if config.scheduler.enabled else None,
-            leader_id=config.worker_id,
+            leader_id=leader_id,
             scan_interval=config.scheduler.scan_interval,
             batch_size=config.scheduler.batch_size,
             heartbeat_interval=config.worker.heartbeat_interval,
             grace=config.worker.graceful_shutdown_timeout,
             closing_budget=config.worker.cleanup_budget,
             retention=config.retention,
-            listeners=[lambda task_status: measure_lag(metrics, task_status)],
+        )
+
+    @property
+    def _is_cluster(self) -> bool:
+        return self.config.database.effective_driver == "mysql"
+
+    def _store(self, metrics: Metrics, boot_id: str) -> Store:
+        database = self.config.database
+        on_commit = metrics.store_latency.observe
+        if not self._is_cluster:
+            return SqliteStore(database.path, on_commit=on_commit)
+        return MySqlStore(self._address(), pool_size=database.pool_size, boot_id=boot_id, on_commit=on_commit)
+
+    def _address(self) -> Address:
+        database = self.config.database
+        return Address(
+            host=database.host or "127.0.0.1",
+            port=database.port or MYSQL_PORT,
+            user=database.user or "root",
+            password=database.password or "",
+            database=database.database or "task_manager",
+            socket=database.socket,
+            tls=database.tls or database.tls_ca is not None,
+            tls_ca=database.tls_ca,
+        )
+
+    def _coordinator(self) -> Coordinator:
+        if not self._is_cluster:
+            return LocalCoordinator()
+        redis, scheduler = self.config.redis, self.config.scheduler
+        settings = RedisSettings(addr=redis.addr, password=redis.password or None, db=redis.db, url=redis.url)
+        return RedisCoordinator(
+            settings, leader_ttl=scheduler.leader_lock_ttl, renew_interval=scheduler.leader_renew_interval
         )
 
     def _api(self, parts: Parts) -> AsgiApp:
@@ -139,8 +194,11 @@ class Node:
         return cast("AsgiApp", build_app(services))
 
     def _server(self, app: AsgiApp, sock: socket.socket) -> Server:
-        hosts = [*self.config.server.allowed_hosts, self.config.server.host, self.config.metrics.host]
-        return Server(app, sock, hosts)
+        settings = self.config.server
+        hosts: list[str] | None = [*settings.allowed_hosts, settings.host, self.config.metrics.host]
+        if settings.api_keys and not settings.allowed_hosts:
+            hosts = None  # DNS rebinding brings no key; and what the node is called on a network it cannot know
+        return Server(app, sock, hosts, settings.api_keys)
 
     def _worker(self, parts: Parts, registry: Registry) -> Worker:
         config = self.config
@@ -151,10 +209,17 @@ class Node:
             registry.by_type,
             worker_id=config.worker_id,
             name=config.worker.name or config.worker_id,
-            address=self.urls.get("api", ""),
+            address=self._reachable("api"),
             capacity=config.capacity,
             cleanup_budget=config.worker.cleanup_budget,
         )
+
+    def _reachable(self, what: str) -> str:
+        """The address of what is served, as others can use it."""
+        url = self.urls.get(what, "")
+        for wildcard in WILDCARDS:
+            url = url.replace(f"//{wildcard}:", f"//{socket.gethostname()}:")
+        return url
 
     def _executors(self) -> Registry:
         loading.load_entry_points(self._registry)
@@ -165,12 +230,15 @@ class Node:
 
     def banner(self) -> str:
         """What the operator should know of a node that has started."""
-        api = self.urls.get("api")
+        api = self._reachable("api")
+        database = self.config.database
+        data = str(self._address()) if self._is_cluster else str(Path(database.path).absolute())
+        key = """ -H "X-API-Key: $ATM_API_KEY\"""" if self.config.server.api_keys else ""
         lines = [
             f"{self.config.app.name} is ready",
             f"  API      {api or 'off'}",
-            f"  metrics  {self.urls.get('metrics', 'off')}",
-            f"  data     {Path(self.config.database.path).absolute()}",
+            f"  metrics  {self._reachable('metrics') or 'off'}",
+            f"  data     {data}",
         ]
         if self.config.worker.enabled:
             types = ", ".join(self.task_types)
@@ -180,9 +248,9 @@ class Node:
         if api:
             lines += [
                 "Try:",
-                f"  curl -X POST {api}/api/v1/tasks -H 'Content-Type: application/json' \\",
+                f"  curl -X POST {api}/api/v1/tasks{key} -H 'Content-Type: application/json' \\",
                 """    -d '{"task_type": "echo", "payload": {"hello": "world"}}'""",
-                f"  curl '{api}/api/v1/tasks?limit=5'",
+                f"  curl{key} '{api}/api/v1/tasks?limit=5'",
                 "Ctrl-C stops it; what runs may finish first.",
             ]
         return "\n".join(lines)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import trio
@@ -191,11 +191,11 @@ class Position(msgspec.Struct, frozen=True, array_like=True):
 
     priority: int
     sweep_ms: int
-    after: int
+    after: int | str
 
 
 class Store(Protocol):
-    """About fifteen verbs. All raise StoreUnavailable; all may be called from many tasks at once."""
+    """About twenty verbs. All raise StoreUnavailable; all may be called from many tasks at once."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started when the store is open. Raises StoreDamaged when it must stop."""
@@ -238,6 +238,13 @@ class Store(Protocol):
         """
         ...
 
+    async def poll(self, lease: Lease, task_types: Sequence[str], limit: int) -> list[Claimed]:
+        """Claim up to ``limit`` due tasks of these types without a hint, high priority first.
+
+        For the time when no coordinator can be reached. What others hold locked is passed over.
+        """
+        ...
+
     async def note(self, notes: Sequence[Note]) -> None:
         """Write log rows and progress of running tasks; notes of stale attempts are dropped."""
         ...
@@ -249,7 +256,10 @@ class Store(Protocol):
     # leases and settings
 
     async def register(self, worker_id: str, capacity: int, task_types: Sequence[str]) -> Lease:
-        """A new lease for this worker; its former ones are over."""
+        """A new lease for this worker; its former ones are over.
+
+        Raises: WorkerIdTaken while another process has a lease for this id, or has had one since this process had.
+        """
         ...
 
     async def renew(self, lease: Lease) -> float:
@@ -263,7 +273,23 @@ class Store(Protocol):
         """End the lease: nothing of it runs any more."""
         ...
 
-    async def put_task_type(self, settings: TaskType) -> None: ...
+    async def expire(self) -> list[str]:
+        """Take the leases that ran out for lost, for ``recover`` to act on; the ids of their workers.
+
+        Nobody is lost within a lease's length after an outage of the store or a step of its clock.
+        """
+        ...
+
+    async def campaign(self, candidate: str, seconds: float) -> bool:
+        """Lead for so many seconds more, counted from the moment of asking; False while another one does.
+
+        For the time when no coordinator can be reached.
+        """
+        ...
+
+    async def change_task_type(self, task_type: str, changes: Mapping[str, Any]) -> TaskType:
+        """Change these fields of the type's settings; the settings as they are then."""
+        ...
 
     # reads
 

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -20,6 +20,7 @@ from atm.api.app import Services, build_app
 from atm.api.guard import AsgiApp
 from atm.api.server import Server, bind, metrics_app, url_of
 from atm.api.waiters import Waiters
+from atm.config import ApiKey
 from atm.coordinators.local import LocalCoordinator
 from atm.executor import Context, Registry, executes
 from atm.executors import trial
@@ -101,7 +102,8 @@ class Site:
         capacity: slots of the worker; 0: no worker.
         schedule: whether anybody hands tasks to the worker.
         cancel_patience: seconds that a cancel waits for the executor.
-        hosts: further names of the server.
+        hosts: further names of the server; None: it has any.
+        keys: API keys that are asked for.
         wrap: goes around the application.
     """
 
@@ -113,7 +115,8 @@ class Site:
         schedule: bool = True,
         cancel_patience: float = PATIENCE,
         grace: float = 0.1,
-        hosts: list[str] | None = None,
+        hosts: Sequence[str] | None = (),
+        keys: Sequence[ApiKey] = (),
         wrap: Callable[[AsgiApp], AsgiApp] = lambda app: app,
         host: str = "127.0.0.1",
     ) -> None:
@@ -132,8 +135,8 @@ class Site:
         self.rules = list(application.url_map.iter_rules())
         app = wrap(cast("AsgiApp", application))
         self.servers = [
-            Server(app, self._sockets[0], hosts or []),
-            Server(metrics_app(self.metrics), self._sockets[1], hosts or []),
+            Server(app, self._sockets[0], hosts, keys),
+            Server(metrics_app(self.metrics), self._sockets[1], hosts, keys),
         ]
         worker = Worker(
             self.store,

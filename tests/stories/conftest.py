@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from stories.side_by_side import told
+
+__all__ = ["told"]
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

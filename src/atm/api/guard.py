@@ -1,7 +1,7 @@
-"""Refuses what a web page of another site makes a browser send: Host and Origin checks, on every request.
+"""Refuses what a web page of another site makes a browser send, and whoever lacks a key: on every request.
 
-The Host check ends DNS rebinding, the Origin check cross-site requests. Plain ASGI, so that it costs little
-and covers whatever is served behind it.
+The Host check ends DNS rebinding, the Origin check cross-site requests; the keys are checked last. Plain ASGI,
+so that it costs little and covers whatever is served behind it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import unquote
 
-from atm.api.answer import BAD_REQUEST, UNAUTHORISED_HOST, UNAUTHORISED_ORIGIN, error_body
+from atm.api.answer import BAD_REQUEST, NO_KEY, UNAUTHORISED_HOST, UNAUTHORISED_ORIGIN, error_body
+from atm.api.keys import Keys
+from atm.config import ApiKey
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -22,6 +24,9 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/?#@]*)(:[0-9]*)?")
+_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+\]")
+"""What can be the name of a host at all; the application behind fails on others."""
+
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)(/[^?#]*)?", re.IGNORECASE)
 
 Refusal = tuple[int, str]
@@ -32,12 +37,19 @@ class Guard:
 
     Args:
         app: what is guarded.
-        allowed_hosts: names and addresses, beside those of loopback, under which the node may be called.
+        allowed_hosts: names and addresses, beside those of loopback, under which the node may be called;
+            None: any name.
+        keys: of which a request must show one; without any, none is asked for.
     """
 
-    def __init__(self, app: AsgiApp, allowed_hosts: Iterable[str] = ()) -> None:
+    def __init__(
+        self, app: AsgiApp, allowed_hosts: Iterable[str] | None = (), keys: Iterable[ApiKey] = ()
+    ) -> None:
         self._app = app
-        self._names = LOOPBACK_NAMES | {_bracketed(host.lower()) for host in allowed_hosts}
+        self._names: frozenset[str] | None = None
+        if allowed_hosts is not None:
+            self._names = LOOPBACK_NAMES | {_bracketed(host.lower()) for host in allowed_hosts}
+        self._keys = Keys(keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = self._refusal(scope)
@@ -69,11 +81,13 @@ class Guard:
             return UNAUTHORISED_ORIGIN, "requests from pages of other sites are refused"
         if origin is not None and (host is None or origin.partition("://")[2] != host):
             return UNAUTHORISED_ORIGIN, "requests from pages of other origins are refused"
-        return None
+        return self._keys.refusal(scope["method"], scope["path"], scope["headers"]) if self._keys else None
 
     def _is_mine(self, host: str) -> bool:
         authority = _AUTHORITY.fullmatch(host)
-        return authority is not None and authority[1] in self._names
+        if authority is None:
+            return False
+        return authority[1] in self._names if self._names is not None else bool(_NAME.fullmatch(authority[1]))
 
 
 def _bracketed(host: str) -> str:
@@ -85,5 +99,7 @@ async def refuse(send: Send, code: int, message: str) -> None:
     """Answer with the error envelope."""
     body = error_body(code, message)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if code == NO_KEY:
+        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": code // 100, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -8,21 +8,32 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from atm.api import query, views
-from atm.api.answer import success
+from atm.api.answer import COORDINATOR_AWAY, ApiError, success
+from atm.coordinator import Overview
 
 if TYPE_CHECKING:
     from atm.api.app import Services
 
 
+RETRY_LATER = {"Retry-After": "1"}
+
+
 def add_routes(app: QuartTrio, services: Services) -> None:
     coordinator = services.coordinator
 
+    async def _look() -> Overview:
+        overview = await coordinator.overview()
+        if overview is None:
+            raise ApiError(COORDINATOR_AWAY, "the coordinator is unavailable; try again", headers=RETRY_LATER)
+        return overview
+
     async def workers() -> Response:
         query.arguments()
-        return success([views.worker(info) for info in coordinator.workers()])
+        return success([views.worker(info) for info in (await _look()).workers])
 
     async def queues() -> Response:
         query.arguments()
+        overview = await _look()
         data = [
             {
                 "name": queue.name,
@@ -30,9 +41,9 @@ def add_routes(app: QuartTrio, services: Services) -> None:
                 "parked": queue.parked,
                 "oldest_age": round(queue.oldest_age, 3),
             }
-            for queue in coordinator.queues()
+            for queue in overview.queues
         ]
-        return success({"queues": data, "delayed": coordinator.delayed()})
+        return success({"queues": data, "delayed": overview.delayed})
 
     app.add_url_rule("/api/v1/workers", "workers", workers, methods=["GET"])
     app.add_url_rule("/api/v1/queues", "queues", queues, methods=["GET"])

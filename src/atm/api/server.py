@@ -29,6 +29,7 @@ from hypercorn.utils import UnexpectedMessageError
 
 from atm.api.answer import BAD_METHOD, BAD_REQUEST, HEAD_TOO_LARGE, INTERNAL, NO_ROUTE, error_body
 from atm.api.guard import AsgiApp, Guard, Message, Receive, Scope, Send, refuse
+from atm.config import ApiKey
 from atm.errors import StartError
 from atm.metrics import Metrics
 
@@ -82,10 +83,16 @@ def url_of(sock: socket.socket) -> str:
 
 
 class Server:
-    """A service: ``app`` on ``sock`` until told to stop; the socket is closed then."""
+    """A service: ``app`` on ``sock``, behind a Guard, until told to stop; the socket is closed then."""
 
-    def __init__(self, app: AsgiApp, sock: socket.socket, allowed_hosts: Iterable[str] = ()) -> None:
-        self._app = Guard(app, allowed_hosts)
+    def __init__(
+        self,
+        app: AsgiApp,
+        sock: socket.socket,
+        allowed_hosts: Iterable[str] | None = (),
+        keys: Iterable[ApiKey] = (),
+    ) -> None:
+        self._app = Guard(app, allowed_hosts, keys)
         self._sock = sock
         self._config = Config()
         self._config.keep_alive_max_requests = REQUESTS_PER_CONNECTION
@@ -333,7 +340,7 @@ def metrics_app(metrics: Metrics) -> AsgiApp:
             status, content = 405, error_body(BAD_METHOD, "only GET is served")
             headers.append((b"allow", b"GET, HEAD"))
         else:
-            status, content = 200, metrics.render()
+            status, content = 200, await metrics.render()
             kind = b"text/plain; version=0.0.4; charset=utf-8"
         headers += [(b"content-type", kind), (b"content-length", str(len(content)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-import trio
 from quart import Response
 from quart_trio import QuartTrio
 
@@ -52,14 +50,13 @@ _FIELDS: dict[str, Callable[[Any], str | None]] = {
 
 def add_routes(app: QuartTrio, services: Services) -> None:
     store, coordinator = services.store, services.coordinator
-    # Two changes at a time must not undo each other.
-    one_by_one = trio.Lock()
 
     async def all_types() -> Response:
         """The configured types, and with their defaults those that a worker supports."""
         query.arguments()
         found = dict(await store.task_types())
-        for info in coordinator.workers():
+        overview = await coordinator.overview()
+        for info in overview.workers if overview else ():
             for name in info.task_types:
                 found.setdefault(name, TaskType(task_type=name))
         return success([views.task_type(found[name]) for name in sorted(found)])
@@ -77,10 +74,7 @@ def add_routes(app: QuartTrio, services: Services) -> None:
         ]
         if problems:
             raise invalid(*problems)
-        async with one_by_one:
-            before = (await store.task_types()).get(task_type) or TaskType(task_type=task_type)
-            settings = msgspec.convert({**msgspec.structs.asdict(before), **fields}, TaskType)
-            await store.put_task_type(settings)
+        settings = await store.change_task_type(task_type, fields)
         await coordinator.unblock(task_type, None)
         return success(views.task_type(settings))
 

@@ -73,6 +73,7 @@ class TaskRoutes:
             raise ApiError(KEY_CONFLICT, str(conflict), [(field, str(conflict))]) from None
         fresh = [(t, r) for t, r in zip(tasks, created, strict=True) if not r.replayed]
         await self._coordinator.push([Hint(r.task_id, t.task_type, t.priority, r.due_in) for t, r in fresh])
+        await self._coordinator.publish([TaskEvent(r.task_id, Status.PENDING) for _, r in fresh])
         for task_type, count in Counter(task.task_type for task, _ in fresh).items():
             self._metrics.created(task_type, count)
         return created
@@ -98,7 +99,10 @@ class TaskRoutes:
         settings = (await self._store.task_types()).get(task.task_type) or TaskType(task_type=task.task_type)
         if not settings.enabled:
             return "type_disabled"
-        workers = [w for w in self._coordinator.workers() if task.task_type in w.task_types]
+        overview = await self._coordinator.overview()
+        if overview is None:
+            return "queued"
+        workers = [w for w in overview.workers if task.task_type in w.task_types]
         if not workers:
             return "no_worker"
         if settings.max_concurrent is not None:

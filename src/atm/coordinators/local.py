@@ -15,7 +15,7 @@ from typing import NamedTuple
 import trio
 from msgspec.structs import replace
 
-from atm.coordinator import Balance, CancelRequest, Hint, QueueInfo, TaskEvent, WorkerInfo
+from atm.coordinator import Balance, CancelRequest, Hint, Overview, QueueInfo, TaskEvent, WorkerInfo
 from atm.flag import Flag
 from atm.task import QUEUES
 
@@ -68,6 +68,7 @@ class LocalCoordinator:
         self._credit: dict[str, int] = {}
         self._changed = Flag()
         self._leader: str | None = None
+        self._filled = False
         self._event_listeners: list[Callable[[Sequence[TaskEvent]], None]] = []
         self._cancel_listeners: dict[str, Callable[[CancelRequest], None]] = {}
 
@@ -84,6 +85,24 @@ class LocalCoordinator:
 
     def leader(self) -> str | None:
         return self._leader
+
+    async def away(self) -> None:
+        await trio.sleep_forever()
+
+    async def back(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def has_forgotten(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return not self._filled
+
+    async def begin_rebuild(self) -> None:
+        # What stands in the queues came from this process, since it started.
+        await trio.lowlevel.checkpoint()
+
+    async def end_rebuild(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._filled = True
 
     # queues
 
@@ -110,7 +129,12 @@ class LocalCoordinator:
             line = lines[hint.task_type] = deque()
         return line
 
-    def queues(self) -> list[QueueInfo]:
+    async def overview(self) -> Overview:
+        await trio.lowlevel.checkpoint()
+        workers = [desk.info for desk in self._desks.values()]
+        return Overview(queues=self._queues(), delayed=len(self._delayed) - self._stale, workers=workers)
+
+    def _queues(self) -> list[QueueInfo]:
         now = trio.current_time()
         runnable = self._runnable_types()
         found = []
@@ -125,9 +149,6 @@ class LocalCoordinator:
     def _runnable_types(self) -> set[str]:
         supported = {name for desk in self._desks.values() for name in desk.info.task_types}
         return {name for name in supported if self._room.get(name, 1) > 0}
-
-    def delayed(self) -> int:
-        return len(self._delayed) - self._stale
 
     async def changed(self) -> None:
         next_due = self._delayed[0][0] if self._delayed else math.inf
@@ -208,9 +229,6 @@ class LocalCoordinator:
         for item in sorted(waiting, reverse=True):
             self._line(item.hint).appendleft(item)
         self._changed.set()
-
-    def workers(self) -> list[WorkerInfo]:
-        return [desk.info for desk in self._desks.values()]
 
     async def take(self, worker_id: str) -> list[Hint]:
         desk = self._desks[worker_id]

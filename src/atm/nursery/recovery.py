@@ -18,13 +18,35 @@ from atm.task import QUEUES, Status
 
 PAGE = 500
 SWEEP_INTERVAL = 1.0
-RECOVER_INTERVAL = 10.0
+EXPIRE_INTERVAL = 1.0
+EXPIRIES_PER_RECOVERY = 5
+"""Looks for leases that ran out, to one for tasks whose lease was given up in another way."""
+
 PURGE_INTERVAL = 60.0
 PURGE_SLICE_PAUSE = 0.05
 REBUILD_LIMIT = 500_000
 """Waiting tasks that a rebuild queues; those behind come by the sweep when the queues run short."""
 
 logger = logging.getLogger("atm.leader")
+
+
+class Recovery:
+    """Finds lost workers and takes their tasks back."""
+
+    def __init__(self, store: Store, coordinator: Coordinator, metrics: Metrics) -> None:
+        self._store = store
+        self._coordinator = coordinator
+        self._metrics = metrics
+        self._looks = 0
+
+    async def __call__(self) -> None:
+        lost = await self._store.expire()
+        for worker_id in lost:
+            logger.warning("worker %s is lost: its lease ran out", worker_id)
+            await self._coordinator.unregister(worker_id)
+        if lost or self._looks % EXPIRIES_PER_RECOVERY == 0:
+            await recover_lost(self._store, self._coordinator, self._metrics)
+        self._looks += 1
 
 
 async def recover_lost(store: Store, coordinator: Coordinator, metrics: Metrics) -> None:
@@ -42,7 +64,10 @@ async def recover_lost(store: Store, coordinator: Coordinator, metrics: Metrics)
 
 
 async def rebuild(store: Store, coordinator: Coordinator) -> None:
-    """Queue what waits in the store, high priority first."""
+    """Where the queues are lost, queue what waits in the store, high priority first."""
+    if not await coordinator.has_forgotten():
+        return
+    await coordinator.begin_rebuild()
     position: Position | None = None
     count = 0
     while count < REBUILD_LIMIT:
@@ -51,6 +76,7 @@ async def rebuild(store: Store, coordinator: Coordinator) -> None:
         count += len(page)
         if position is None:
             break
+    await coordinator.end_rebuild()
     if count:
         logger.info("queued %d waiting tasks", count)
 
@@ -59,9 +85,12 @@ async def sweep(store: Store, coordinator: Coordinator) -> None:
     """Queue due tasks that nobody claims, for queues that have run short; page after page while they are full."""
     full = True
     while full:
+        overview = await coordinator.overview()
+        if overview is None:
+            return
         short = [
             priority
-            for priority, queue in zip(QUEUES, coordinator.queues(), strict=True)
+            for priority, queue in zip(QUEUES, overview.queues, strict=True)
             if queue.length - queue.parked < PAGE
         ]
         found = await store.sweep(short, PAGE) if short else []

@@ -158,7 +158,10 @@ def _cancel_behind(error: BaseException) -> trio.Cancelled | None:
 
 
 def _released(run: Run, error: BaseException) -> Outcome:
-    reason = next((leaf.reason for leaf in _leaves(error) if isinstance(leaf, trio.Cancelled)), None)
+    cancelled = next((leaf for leaf in _leaves(error) if isinstance(leaf, trio.Cancelled)), None)
+    reason = cancelled.reason if cancelled is not None else None
+    if cancelled is not None and cancelled.source == "deadline":
+        reason = "its lease was lost"
     return _outcome(run, Status.PENDING, f"Released by its worker: {reason or 'stopped'}")
 
 

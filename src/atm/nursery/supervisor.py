@@ -3,11 +3,10 @@
     opened                         executors, each in a task of its own                stop last of all
     └─ root                        store, coordinator, listeners, metrics, recorder
        └─ front                    HTTP API: answers while runs finish
-          └─ right (scope)         the worker's lease: to lose it is to be cancelled
+          ├─ leading ─ term        scanner, recovery, retention: end with the term; stops first
+          └─ right (scope)         the worker's lease, one after the other: to lose it is to be cancelled
              └─ runs               end when they are done, or at the end of the grace time
-                └─ intake          stops first
-                   ├─ leadership ─ term: scanner, recovery, retention
-                   └─ worker: takes ids, starts runs in ``runs``
+                └─ intake          takes ids, starts runs in ``runs``; stops first
 
 A service is an async function that runs until it is cancelled.
 """
@@ -24,14 +23,15 @@ from typing import Any
 import trio
 
 from atm.coordinator import Balance, Coordinator
-from atm.errors import LeaseLost, StartError, StoreUnavailable
+from atm.errors import StartError, StoreUnavailable, WorkerIdTaken
 from atm.executor import Executor, name_of
 from atm.health import Health
 from atm.imports import one_line
 from atm.metrics import Metrics
 from atm.nursery import recovery, scanner
+from atm.nursery.election import stand_in
 from atm.nursery.heartbeat import beat
-from atm.nursery.worker import Worker, about
+from atm.nursery.worker import Worker, about, persist
 from atm.store import Store
 
 SHUTDOWN = "shutdown"
@@ -42,6 +42,10 @@ STUCK_EXIT = 70
 
 STUCK_MARGIN = 2.0
 """Seconds beyond the cleanup budget before a cancelled run counts as stuck."""
+
+ENROL_INTERVAL = 0.5
+ENROL_MARGIN = 1.0
+"""Seconds between two tries to get a lease under an id that is in use, and beyond that lease's end."""
 
 RECORD_PATIENCE = 10.0
 """Seconds that a stopping node waits for the store to take the last outcomes."""
@@ -143,37 +147,84 @@ async def _do_not_linger(parts: Parts) -> None:
 
 
 async def _start_worker_services(root: trio.Nursery, parts: Parts, worker: Worker) -> None:
-    await worker.enrol()
     root.start_soon(worker.record)
     root.start_soon(worker.report)
     await root.start(parts.coordinator.listen_cancels, worker.id, worker.on_cancel)
+    try:
+        await worker.enrol()
+    except WorkerIdTaken as taken:
+        logger.warning("%s; tasks run here once its lease is over", taken)
 
 
 async def _work(parts: Parts, stop: trio.Event) -> None:
     """Lead and run until ``stop``; then let the runs end, and leave the store without a trace of this node."""
-    with trio.CancelScope() as right:
+    async with trio.open_nursery() as working:
+        if parts.balance is not None:
+            working.start_soon(_lead, parts, stop)
+        if parts.worker is not None:
+            working.start_soon(_run_tasks, parts, parts.worker, stop)
+        await stop.wait()
+        parts.health.draining = True
+
+
+async def _lead(parts: Parts, stop: trio.Event) -> None:
+    async with trio.open_nursery() as leading:
+        leading.start_soon(parts.coordinator.lead, parts.leader_id, partial(_term, parts))
+        recovery_round = recovery.Recovery(parts.store, parts.coordinator, parts.metrics)
+        leading.start_soon(stand_in, parts.coordinator, parts.store, parts.leader_id, recovery_round)
+        await stop.wait()
+        leading.cancel_scope.cancel(reason=SHUTDOWN)
+
+
+async def _run_tasks(parts: Parts, worker: Worker, stop: trio.Event) -> None:
+    """Run tasks under one lease after the other, until ``stop``."""
+    if not worker.enrolled and not await _enrol(worker, stop):
+        return
+    while not await _run_under_lease(parts, worker, stop):
+        parts.metrics.lease_losses.inc()
+        logger.error("the worker's lease was lost: its tasks are given to others")
+        await worker.all_recorded()
+        former = worker.lease
+        if not await _enrol(worker, stop):
+            return
+        await persist(partial(worker.reconcile, older_than=0, lease=former), "release the former lease's tasks")
+    await _leave(parts, worker)
+
+
+async def _enrol(worker: Worker, stop: trio.Event) -> bool:
+    """Get a lease, waiting for that of a former process of this id to end; False when ``stop`` came first.
+
+    Raises: WorkerIdTaken when the other process goes on living.
+    """
+    patience: float | None = None
+    while not stop.is_set():
+        try:
+            await persist(worker.enrol, "get a lease")
+            return True
+        except WorkerIdTaken as taken:
+            if taken.wait is None or (patience is not None and trio.current_time() > patience):
+                raise
+            patience = patience or trio.current_time() + taken.wait + ENROL_MARGIN
+        with trio.move_on_after(ENROL_INTERVAL):
+            await stop.wait()
+    return False
+
+
+async def _run_under_lease(parts: Parts, worker: Worker, stop: trio.Event) -> bool:
+    """Run tasks until ``stop`` and let them end (True), or until the lease is lost (False)."""
+    with trio.CancelScope(deadline=worker.safe_until) as right:
         async with trio.open_nursery() as holding:
-            if parts.worker is not None:
-                interval = parts.heartbeat_interval
-                holding.start_soon(beat, parts.worker, parts.store, parts.coordinator, right, interval)
+            holding.start_soon(beat, worker, parts.coordinator, right, parts.heartbeat_interval)
             async with trio.open_nursery() as runs:
                 async with trio.open_nursery() as intake:
-                    if parts.balance is not None:
-                        intake.start_soon(parts.coordinator.lead, parts.leader_id, partial(_term, parts))
-                    if parts.worker is not None:
-                        intake.start_soon(parts.worker.intake, runs)
+                    intake.start_soon(worker.intake, runs)
+                    intake.start_soon(worker.poll, runs)
                     await stop.wait()
-                    parts.health.draining = True
                     intake.cancel_scope.cancel(reason=SHUTDOWN)
-                if parts.worker is not None:
-                    # Not in here: what cancels the runs must not be cancelled with them.
-                    holding.start_soon(_drain, parts, parts.worker, runs)
-            if parts.worker is not None:
-                await _leave(parts, parts.worker)
+                # Not in here: what cancels the runs must not be cancelled with them.
+                holding.start_soon(_drain, parts, worker, runs)
             holding.cancel_scope.cancel(reason=SHUTDOWN)
-    if right.cancelled_caught:
-        parts.metrics.lease_losses.inc()
-        raise LeaseLost("the worker's lease was lost: its tasks are given to others")
+    return not right.cancelled_caught
 
 
 async def _drain(parts: Parts, worker: Worker, runs: trio.Nursery) -> None:
@@ -218,10 +269,10 @@ async def _term(parts: Parts) -> None:
     """The leader's duties; they live and die with the term."""
     assert parts.balance is not None
     store, coordinator = parts.store, parts.coordinator
-    recover = partial(recovery.recover_lost, store, coordinator, parts.metrics)
+    recover = recovery.Recovery(store, coordinator, parts.metrics)
     async with trio.open_nursery() as term:
         term.start_soon(scanner.scan, coordinator, parts.balance, parts.scan_interval, parts.batch_size)
-        term.start_soon(recovery.repeat, recover, recovery.RECOVER_INTERVAL)
+        term.start_soon(recovery.repeat, recover, recovery.EXPIRE_INTERVAL)
         term.start_soon(_rebuild_then_sweep, parts)
         if parts.retention is not None:
             purge = partial(recovery.purge, store, parts.retention)

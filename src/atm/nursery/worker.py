@@ -7,8 +7,9 @@ take ──▶ claim ──▶ run (one task each, in the runs' nursery) ──�
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import trio
@@ -26,6 +27,13 @@ RECORD_BATCH = 500
 BACKOFF = (0.05, 2.0)
 """Seconds between two tries while the store is away: the first pause, and the longest."""
 
+LEASE_MARGIN = 1.0
+"""Seconds before the store's end of a lease at which its holder takes it to be over."""
+
+POLL_INTERVAL = 0.1
+POLL_BATCH = 100
+"""How often, in seconds, and for how many tasks the store is asked while no coordinator can be reached."""
+
 NO_LEASE_PAUSE = 1.0
 """Seconds until a task is offered again that was claimed under a lease that is over."""
 
@@ -41,6 +49,10 @@ class Worker:
         executors: by task type.
         cleanup_budget: seconds that a cancelled run may clean up.
         address: where this node's API is, for the registry.
+
+    Attributes:
+        safe_until: when the lease is to be taken for over, by Trio's clock; ``safe_until_clock``, by
+            ``time.monotonic``, which other threads can read too.
     """
 
     def __init__(
@@ -64,10 +76,14 @@ class Worker:
         self.executors = executors
         self.runs: dict[str, Run] = {}
         self.lease = Lease(worker_id, 0)
+        self.enrolled = False
         self.draining = False
+        self.safe_until = -math.inf
+        self.safe_until_clock = -math.inf
         self._store = store
         self._coordinator = coordinator
         self._metrics = metrics
+        self._one_claim = trio.Lock()
         self._claiming: set[str] = set()
         self._early_cancels: set[tuple[str, int]] = set()
         self._ended: list[Run] = []
@@ -96,9 +112,19 @@ class Worker:
         )
 
     async def enrol(self) -> None:
-        """Get a lease, and be announced as able to work."""
+        """Get a new lease, and be announced as able to work. Raises WorkerIdTaken."""
         self.lease = await self._store.register(self.id, self.capacity, sorted(self.executors))
+        await self.renew()
+        self.enrolled = True
         await self._coordinator.register(self.info())
+
+    async def renew(self) -> float:
+        """Renew the lease; the seconds that the store has given it."""
+        asked_at, asked_at_clock = trio.current_time(), time.monotonic()
+        good_for = await self._store.renew(self.lease)
+        self.safe_until = asked_at + good_for - LEASE_MARGIN
+        self.safe_until_clock = asked_at_clock + good_for - LEASE_MARGIN
+        return good_for
 
     # intake: stops first
 
@@ -106,29 +132,51 @@ class Worker:
         """Claim what is handed over and start it in ``runs``, until cancelled."""
         while True:
             hints = await self._coordinator.take(self.id)
-            self._claiming = {hint.task_id for hint in hints}
-            try:
-                verdicts = await self._claim(hints)
-            finally:
-                self._claiming = set()
-            await self._start(hints, verdicts, runs)
-            self._early_cancels.clear()
+            async with self._one_claim:
+                await self._claim_and_start(hints, runs)
+
+    async def poll(self, runs: trio.Nursery) -> None:
+        """While no coordinator can be reached, look for work in the store, until cancelled."""
+        task_types = sorted(self.executors)
+        while True:
+            await self._coordinator.away()
+            async with self._one_claim:
+                free = min(self.capacity - self.load, POLL_BATCH)
+                claimed = []
+                if free > 0:
+                    claimed = await persist(lambda: self._store.poll(self.lease, task_types, free), "poll")  # noqa: B023
+                await self._start_runs(claimed, runs)
+            if len(claimed) < POLL_BATCH:
+                await trio.sleep(POLL_INTERVAL)
+
+    async def _claim_and_start(self, hints: list[Hint], runs: trio.Nursery) -> None:
+        free = max(0, self.capacity - self.load)
+        if hints[free:]:
+            # Handed over while polling has filled the slots.
+            await self._coordinator.settle(self.id, hints[free:], self.load)
+            await self._coordinator.push(hints[free:])
+            hints = hints[:free]
+        self._claiming = {hint.task_id for hint in hints}
+        try:
+            verdicts = await self._claim(hints)
+        finally:
+            self._claiming = set()
+        await self._start(hints, verdicts, runs)
+        self._early_cancels.clear()
 
     async def _claim(self, hints: list[Hint]) -> list[Claimed | Refused]:
         ids = [hint.task_id for hint in hints]
-        return await _persist(lambda: self._store.claim(self.lease, ids), "claim")
+        return await persist(lambda: self._store.claim(self.lease, ids), "claim")
 
     async def _start(self, hints: list[Hint], verdicts: list[Claimed | Refused], runs: trio.Nursery) -> None:
-        now = trio.current_time()
         blocked: list[Hint] = []
         settled: list[Hint] = []
         later: list[Hint] = []
-        waits: list[float] = []
+        claimed: list[Claimed] = []
         unused: dict[str, int] = {}
         for hint, verdict in zip(hints, verdicts, strict=True):
             if isinstance(verdict, Claimed):
-                self._start_run(verdict, runs, now)
-                waits.append(_wait(verdict.task))
+                claimed.append(verdict)
             elif verdict.reason is Refusal.BLOCKED:
                 blocked.append(hint)
                 continue
@@ -138,7 +186,7 @@ class Worker:
                     pause = verdict.due_in or NO_LEASE_PAUSE
                     later.append(Hint(hint.task_id, hint.task_type, hint.priority, pause))
             settled.append(hint)
-        self._metrics.wait.observe(waits)
+        await self._start_runs(claimed, runs)
         if blocked:
             await self._coordinator.block(self.id, blocked)
         await self._coordinator.settle(self.id, settled, self.load)
@@ -146,6 +194,13 @@ class Worker:
             await self._coordinator.unblock(task_type, count)
         if later:
             await self._coordinator.push(later)
+
+    async def _start_runs(self, claimed: list[Claimed], runs: trio.Nursery) -> None:
+        now = trio.current_time()
+        for verdict in claimed:
+            self._start_run(verdict, runs, now)
+        self._metrics.wait.observe([_wait(verdict.task) for verdict in claimed])
+        await self._coordinator.publish([TaskEvent(v.task.task_id, Status.PROCESSING) for v in claimed])
 
     def _start_run(self, claimed: Claimed, runs: trio.Nursery, now: float) -> None:
         task = claimed.task
@@ -162,7 +217,7 @@ class Worker:
         if note.message is None:
             await self._store.note([note])
         else:
-            await _persist(lambda: self._store.note([note]), "log")
+            await persist(lambda: self._store.note([note]), "log")
 
     # cancels
 
@@ -174,14 +229,15 @@ class Worker:
         elif request.task_id in self._claiming:
             self._early_cancels.add((request.task_id, request.attempt))
 
-    async def reconcile(self, older_than: float) -> None:
+    async def reconcile(self, older_than: float, lease: Lease | None = None) -> None:
         """Compare the store's rows with what runs: end runs whose cancel was missed, release rows without one.
 
         Args:
             older_than: seconds; rows claimed since may be on their way here.
+            lease: a former one of this worker; None takes the present one.
         """
         strays: list[Outcome] = []
-        for held in await self._store.held(self.lease):
+        for held in await self._store.held(lease or self.lease):
             run = self.runs.get(held.task_id)
             if run is not None and run.task.attempt == held.attempt:
                 if held.cancel_requested:
@@ -199,7 +255,11 @@ class Worker:
         ends = [(outcome.task_id, v.status) for outcome, v in zip(strays, verdicts, strict=True) if v.status]
         if ends:
             logger.warning("released %d tasks that were claimed but do not run", len(ends))
-            await self._coordinator.publish([TaskEvent(task_id, status) for task_id, status in ends])
+            await self._publish_ends(ends)
+
+    async def _publish_ends(self, ends: Iterable[tuple[str, Status]]) -> None:
+        events = [TaskEvent(task_id, status) for task_id, status in ends if status is not Status.PENDING]
+        await self._coordinator.publish(events)
 
     # what came of it
 
@@ -229,9 +289,9 @@ class Worker:
 
     async def _record(self, batch: list[Run]) -> None:
         outcomes = [run.outcome for run in batch]
-        verdicts = await _persist(lambda: self._store.finish(self.lease, outcomes), "record")
+        verdicts = await persist(lambda: self._store.finish(self.lease, outcomes), "record")
         again: list[Hint] = []
-        events: list[TaskEvent] = []
+        ends: list[tuple[str, Status]] = []
         seconds: dict[tuple[str, Status], list[float]] = {}
         room: dict[str, int] = {}
         retried = 0
@@ -244,7 +304,7 @@ class Worker:
                 self._metrics.stale_results.inc()
                 logger.warning("result refused as stale", extra=about(run))
                 continue
-            events.append(TaskEvent(task.task_id, verdict.status))
+            ends.append((task.task_id, verdict.status))
             ended_as = verdict.status
             if ended_as is Status.PENDING:
                 again.append(Hint(task.task_id, task.task_type, task.priority, verdict.due_in))
@@ -262,7 +322,7 @@ class Worker:
             await self._coordinator.unblock(task_type, count)
         if again:
             await self._coordinator.push(again)
-        await self._coordinator.publish(events)
+        await self._publish_ends(ends)
 
     def unended(self) -> list[Run]:
         """Runs whose executor has not ended."""
@@ -300,7 +360,7 @@ def about(run: Run) -> dict[str, Any]:
     return {"task_id": run.task.task_id, "task_type": run.task.task_type, "attempt": run.task.attempt}
 
 
-async def _persist(verb: Callable[[], Awaitable[T]], what: str) -> T:
+async def persist(verb: Callable[[], Awaitable[T]], what: str) -> T:
     """Carry out a store verb, again and again while the store is away."""
     pause, longest = BACKOFF
     while True:

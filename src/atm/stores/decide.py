@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -27,10 +27,10 @@ OVERRUN = 10_000
 class Row(msgspec.Struct, array_like=True, gc=False):
     """What a decision reads of a task; the order of the fields is the order of the stores' SELECT.
 
-    ``seq`` is the store's own short name of the task.
+    ``seq`` is the store's own name of the task: a number where it has short ones.
     """
 
-    seq: int
+    seq: int | str
     task_id: str
     task_type: str
     priority: int
@@ -48,7 +48,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
 class End(msgspec.Struct, array_like=True, gc=False):
     """What the end of a task by its last attempt writes: the hot case, so only what differs."""
 
-    seq: int
+    seq: int | str
     status: Status
     result_json: str | None
     error_json: str | None
@@ -62,7 +62,7 @@ class Change(msgspec.Struct, array_like=True, gc=False, kw_only=True):
     except that ``progress_json`` None leaves the progress of a task that is not opened anew.
     """
 
-    seq: int
+    seq: int | str
     status: Status
     due_ms: int | None = None
     sweep_ms: int | None = None
@@ -82,7 +82,7 @@ class Change(msgspec.Struct, array_like=True, gc=False, kw_only=True):
 class Log(NamedTuple):
     """A row for a task's log. Plain texts, not enums: drivers bind those several times as fast."""
 
-    seq: int
+    seq: int | str
     log_type: str
     from_status: str | None
     to_status: str | None
@@ -100,11 +100,11 @@ def step(row: Row, target: Status, message: str, log_type: LogType = LogType.STA
     return Log(row.seq, log_type._value_, source, to, message, row.worker_id, row.attempt or None)
 
 
-def created(seq: int) -> Log:
+def created(seq: int | str) -> Log:
     return Log(seq, "STATE_CHANGE", None, "PENDING", "Task created", None, None)
 
 
-def claimed(seq: int, attempt: int, worker_id: str) -> Log:
+def claimed(seq: int | str, attempt: int, worker_id: str) -> Log:
     return Log(seq, "STATE_CHANGE", "PENDING", "PROCESSING", "Task assigned to worker", worker_id, attempt)
 
 
@@ -259,3 +259,8 @@ def room(settings: TaskType, running: int) -> int | None:
     if not settings.enabled:
         return 0
     return None if settings.max_concurrent is None else max(0, settings.max_concurrent - running)
+
+
+def changed_type(before: TaskType, changes: dict[str, Any]) -> TaskType:
+    """The settings with these fields changed."""
+    return msgspec.convert({**msgspec.structs.asdict(before), **changes}, TaskType)

@@ -24,6 +24,7 @@ import msgspec
 import trio
 
 from atm.errors import IdempotencyConflict, StartError, StoreDamaged, StoreUnavailable
+from atm.serial import Call, SerialThread
 from atm.store import (
     CancelVerdict,
     Claimed,
@@ -45,7 +46,6 @@ from atm.store import (
 )
 from atm.stores import decide
 from atm.stores.decide import Change, End, Log, Row
-from atm.stores.serial import Call, SerialThread
 from atm.task import QUEUES, REOPENABLE, Status, Task, TaskType
 
 APPLICATION_ID = 0x61746D31  # "atm1", so that another program's file is not taken for ours
@@ -263,6 +263,10 @@ class SqliteStore:
     async def sweep(self, priorities: Sequence[int], limit: int) -> list[Waiting]:
         return cast("list[Waiting]", await self._writer.call(self._sweep, (tuple(priorities), limit)))
 
+    async def poll(self, lease: Lease, task_types: Sequence[str], limit: int) -> list[Claimed]:
+        argument = (lease, tuple(task_types), limit)
+        return cast("list[Claimed]", await self._writer.call(self._poll, argument))
+
     async def note(self, notes: Sequence[Note]) -> None:
         await self._writer.call(self._note, None, notes)
 
@@ -280,8 +284,18 @@ class SqliteStore:
     async def retire(self, lease: Lease) -> None:
         await self._writer.call(self._retire, lease)
 
-    async def put_task_type(self, settings: TaskType) -> None:
-        await self._writer.call(self._put_task_type, settings)
+    async def expire(self) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+    async def campaign(self, candidate: str, seconds: float) -> bool:
+        await trio.lowlevel.checkpoint()
+        return True
+
+    async def change_task_type(self, task_type: str, changes: Mapping[str, Any]) -> TaskType:
+        # The changes as JSON: calls with equal arguments are carried out as one, so arguments need a hash.
+        argument = (task_type, _to_json(changes))
+        return cast("TaskType", await self._writer.call(self._change_task_type, argument))
 
     # reads
 
@@ -534,6 +548,15 @@ class SqliteStore:
             overrun = now + decide.OVERRUN
             self._db.execute(_UPDATE_CLAIMED, (lease.worker_id, lease.epoch, now, overrun, _to_json(taken)))
 
+    def _poll(self, argument: tuple[Lease, tuple[str, ...], int], calls: list[Call], now: int) -> None:
+        lease, task_types, limit = argument
+        rows = self._db.execute(_SELECT_POLLED, (_to_json(task_types), now, limit)).fetchall()
+        call = Call(self._claim, lease, [task_id for (task_id,) in rows], 0)
+        self._claim(lease, [call], now)
+        # Of calls joined by chance the first one gets the tasks.
+        _share(calls, [])
+        calls[0].succeed([verdict for verdict in call.result.unwrap() if isinstance(verdict, Claimed)])
+
     def _room(self, tasks: Iterable[Task]) -> dict[str, float]:
         limited = {task.task_type for task in tasks} & self._limited
         counts = {name: self._db.execute(_COUNT_RUNNING, (name,)).fetchone()[0] for name in limited}
@@ -659,7 +682,10 @@ class SqliteStore:
         rows = _fetch(self._db, (sql, (lease.worker_id, lease.epoch)))
         _share(calls, [Held(row[0], row[1], (now - row[2]) / 1000, bool(row[3])) for row in rows])
 
-    def _put_task_type(self, settings: TaskType, calls: list[Call], now: int) -> None:
+    def _change_task_type(self, argument: tuple[str, str], calls: list[Call], now: int) -> None:
+        task_type, changes = argument
+        before = self._types.get(task_type) or TaskType(task_type=task_type)
+        settings = decide.changed_type(before, msgspec.json.decode(changes))
         self._db.execute(
             "INSERT INTO task_config VALUES (?, ?) ON CONFLICT DO UPDATE SET settings = excluded.settings",
             (settings.task_type, _to_json(settings)),
@@ -667,11 +693,11 @@ class SqliteStore:
         # Seen by the verbs behind it in this group; a new dict, so that a failed commit can take it back.
         self._types = {**self._types, settings.task_type: settings}
         self._find_limited()
-        _share(calls, None)
+        _share(calls, settings)
 
     def _judge(self, calls: list[Call], judge: Callable[[Any], tuple[Any, Change | End | None]], now: int) -> None:
         """Have every row of every call judged; write the changes; give each call its verdicts."""
-        changes: dict[int, Change | End] = {}
+        changes: dict[int | str, Change | End] = {}
         for call in calls:
             verdicts = []
             for item in call.rows:
@@ -711,6 +737,11 @@ _SELECT_OVERDUE = (
     "SELECT task_id, task_type, priority, due_at FROM task INDEXED BY task_live "
     "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND sweep_at <= ? "
     "ORDER BY sweep_at, seq LIMIT ?"
+)
+_SELECT_POLLED = (
+    "SELECT task_id FROM task INDEXED BY task_live WHERE status = 'PENDING' AND sweep_at IS NOT NULL "
+    "AND task_type IN (SELECT value FROM json_each(?)) AND due_at <= ? "
+    "ORDER BY priority DESC, sweep_at, seq LIMIT ?"
 )
 _UPDATE_SWEPT = (
     "UPDATE task SET sweep_at = ? + min(max(? - due_at, ?), ?) WHERE task_id IN (SELECT value FROM json_each(?))"

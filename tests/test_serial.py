@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.testing
 
+from atm import serial
 from atm.errors import StoreUnavailable
-from atm.stores import serial
-from atm.stores.serial import Call, SerialThread
+from atm.serial import Call, SerialThread
 from contracts.bench import failure_of
 
 
@@ -49,8 +49,8 @@ class Hand:
 
 
 @asynccontextmanager
-async def _serving(hand: Hand) -> AsyncIterator[SerialThread]:
-    thread = SerialThread(hand.execute)
+async def _serving(hand: Hand, **options: Any) -> AsyncIterator[SerialThread]:
+    thread = SerialThread(hand.execute, **options)
     async with trio.open_nursery() as nursery:
         await nursery.start(thread.serve)
         try:
@@ -315,3 +315,56 @@ async def test_inline_calls_are_carried_out_where_they_are_made(autojump_clock: 
         assert trio.current_time() == before
         nursery.cancel_scope.cancel()
     assert threads == [threading.current_thread()]
+
+
+# calls that nobody waits for
+
+
+async def test_a_posted_call_keeps_its_place_and_its_result_is_told() -> None:
+    hand = Hand()
+    told: list[object] = []
+    async with _serving(hand) as thread:
+        thread.post(_work, "first", told=lambda result: told.append(result.unwrap()))
+        await hand.entered()
+        thread.post(_work, "second", range(3))
+        assert thread.waiting_rows == 3
+        assert told == []
+        hand.let_go(2)
+        assert await thread.call(_work, "third") == ("done", "third")
+        assert told == [("done", "first")]
+        assert thread.waiting_rows == 0
+    assert hand.groups == [["first"], ["second", "third"]]
+
+
+async def test_a_call_that_was_posted_before_the_end_is_carried_out() -> None:
+    hand = Hand()
+    async with _serving(hand) as thread:
+        thread.post(_work, "first")
+        await hand.entered()
+        thread.post(_work, "second")
+    assert hand.groups == [["first"], ["second"]]
+    thread.post(_work, "late")
+    assert hand.groups == [["first"], ["second"]]
+
+
+async def test_the_last_word_is_said_in_the_thread_when_all_is_done() -> None:
+    hand = Hand()
+    said: list[tuple[int, int]] = []
+
+    def last() -> None:
+        said.append((len(hand.groups), threading.get_ident()))
+
+    async with _serving(hand, last=last) as thread:
+        thread.post(_work, "first")
+        await hand.entered()
+        thread.post(_work, "second")
+        assert said == []
+    [(groups, ident)] = said
+    assert groups == 2
+    assert ident != threading.get_ident()
+
+
+async def test_who_comes_too_late_gets_the_error_of_the_house() -> None:
+    thread = SerialThread(lambda calls: None, closed=lambda: ConnectionError("closed"))
+    with pytest.raises(ConnectionError, match="closed"):
+        await thread.call(_work, None)

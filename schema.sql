@@ -1,0 +1,1 @@
+src/atm/stores/schema.sql

@@ -1,0 +1,2 @@
+redis.call('PUBLISH', A.channel, '')
+return 0

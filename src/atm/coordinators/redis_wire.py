@@ -1,0 +1,249 @@
+"""Connections to Redis, and the scripts that run there. Nothing is sent twice: driver retries are off."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, cast
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from atm.errors import ConfigError, StartError
+
+DEFAULT_PORT = 6379
+OLDEST = (6, 0)
+
+
+class Away(Exception):
+    """A message did not get through, or its answer did not."""
+
+
+Refused = redis.ResponseError
+"""What Redis answers instead of carrying a command out."""
+
+
+def is_full(refusal: Refused) -> bool:
+    """Whether a command was refused for want of memory."""
+    # Out of a script the code of the error may stand in the middle of its text.
+    return isinstance(refusal, redis.exceptions.OutOfMemoryError) or "OOM " in str(refusal)
+
+
+@dataclass(frozen=True)
+class RedisSettings:
+    """Where Redis is.
+
+    Args:
+        addr: ``host:port``; ignored when there is a ``url``.
+        password, db: where the url does not say them.
+        url: ``redis://``, ``rediss://`` (TLS), ``unix://``, or
+            ``sentinel://[[user]:password@]host:port[,host:port ...]/service[/db][?sentinel_password=...]``.
+        prefix: stands before all names of keys and channels. A ``{tag}`` in it brings them all to one node of a
+            Redis Cluster; what is missing for that is a connection which follows MOVED.
+    """
+
+    addr: str | None = None
+    password: str | None = field(default=None, repr=False)
+    db: int = 0
+    url: str | None = field(default=None, repr=False)
+    prefix: str = ""
+
+
+class Script:
+    """A Lua script of this package, by its file's name."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.text = text
+        self.sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _read_scripts() -> dict[str, Script]:
+    texts = {
+        file.name.removesuffix(".lua"): file.read_text(encoding="utf-8")
+        for file in (resources.files(__package__) / "lua").iterdir()
+    }
+    common = texts.pop("common")
+    return {name: Script(name, f"{common}\n{text}") for name, text in texts.items()}
+
+
+SCRIPTS = _read_scripts()
+
+
+def pool_of(settings: RedisSettings, timeout: float) -> redis.ConnectionPool:
+    """Makes connections to where the settings say. Raises ConfigError."""
+    try:
+        return _pool(settings, timeout)
+    # Their words might quote a password that makes the url unreadable.
+    except (ValueError, TypeError):
+        key = "redis.addr" if settings.url is None else "redis.url"
+        expected = "host:port" if settings.url is None else "redis://, rediss://, unix:// or sentinel://"
+        raise ConfigError(key, f"cannot be read; expected {expected}") from None
+
+
+def _pool(settings: RedisSettings, timeout: float) -> redis.ConnectionPool:
+    options: dict[str, Any] = {
+        "password": settings.password,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "health_check_interval": 0,
+        # By default it would run a slow script eleven times.
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    if settings.url is None:
+        host, port = _host_and_port(settings.addr or "127.0.0.1")
+        return redis.ConnectionPool(host=host, port=port, db=settings.db, **options)
+    if settings.url.startswith("sentinel://"):
+        return _sentinel_pool(settings, options)
+    return redis.ConnectionPool.from_url(settings.url, db=settings.db, **options)
+
+
+def _sentinel_pool(settings: RedisSettings, options: dict[str, Any]) -> redis.ConnectionPool:
+    assert settings.url is not None
+    parts = urlsplit(settings.url)
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    service, _, db = parts.path.strip("/").partition("/")
+    if not hosts or not service:
+        raise ValueError("expected sentinel://host:port,host:port/service")
+    options |= {"db": int(db or settings.db), "username": unquote(user) or None}
+    options["password"] = unquote(password) or settings.password
+    own = {"socket_timeout": options["socket_timeout"], "socket_connect_timeout": options["socket_timeout"]}
+    own |= {"password": next(iter(parse_qs(parts.query).get("sentinel_password", ())), None), "protocol": 2}
+    own |= {"retry": Retry(NoBackoff(), 0)}
+    places = [_host_and_port(place, 26379) for place in hosts.split(",")]
+    sentinel: Any = cast("Any", Sentinel)(places, sentinel_kwargs=own, **options)
+    pool: redis.ConnectionPool = sentinel.master_for(service).connection_pool
+    return pool
+
+
+def _host_and_port(text: str, default: int = DEFAULT_PORT) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError("expected host:port")
+    return parts.hostname, parts.port or default
+
+
+class Wire:
+    """One connection, for one thread at a time. It comes back by itself with the next use."""
+
+    def __init__(self, pool: redis.ConnectionPool, prefix: str) -> None:
+        self._connection: Any = pool.make_connection()
+        self._connected = False
+        self.prefix = prefix
+        self._prefix = prefix.encode()
+
+    def close(self) -> None:
+        self._connected = False
+        self._connection.disconnect()
+
+    def _connect(self) -> None:
+        if not self._connected:
+            # By itself it would connect with the first command; but then not ask a Sentinel where to.
+            self._connection.connect()
+            self._connected = True
+
+    def say(self, *words: str) -> None:
+        """Send a command whose answers come by ``hear``. Raises Away."""
+        try:
+            self._connect()
+            self._connection.send_command(*words, check_health=False)
+        except (redis.RedisError, OSError) as error:
+            raise Away(_in_words(error)) from error
+
+    def hear(self, patience: float) -> list[Any] | None:
+        """The next message; None when none came for ``patience`` seconds. Raises Away."""
+        try:
+            return self._connection.read_response() if self._connection.can_read(patience) else None
+        except (redis.RedisError, OSError) as error:
+            raise Away(_in_words(error)) from error
+
+    def command(self, *words: str | bytes) -> Any:
+        """Raises Away; redis.RedisError for a command that is refused."""
+        [answer] = self._exchange([words])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def evaluate(self, requests: Sequence[tuple[Script, tuple[bytes, ...]]]) -> list[Any]:
+        """What the scripts answer, in order; an exception where one was refused. Raises Away."""
+        commands: list[tuple[str | bytes, ...]]
+        commands = [(b"EVALSHA", script.sha, b"1", self._prefix, *rest) for script, rest in requests]
+        answers = self._exchange(commands)
+        unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+        if unknown:
+            self.load_scripts()
+            for at, answer in zip(unknown, self._exchange([commands[at] for at in unknown]), strict=True):
+                answers[at] = answer
+        return answers
+
+    def load_scripts(self) -> None:
+        """Raises Away."""
+        self._exchange([("SCRIPT", "LOAD", script.text) for script in SCRIPTS.values()])
+
+    def _exchange(self, commands: Sequence[Sequence[str | bytes]]) -> list[Any]:
+        connection = self._connection
+        try:
+            self._connect()
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            answers = [self._answer() for _ in commands]
+        except (redis.RedisError, OSError) as error:
+            self.close()
+            raise Away(_in_words(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        if any(isinstance(answer, redis.exceptions.ReadOnlyError) for answer in answers):
+            # This is the master no more: ask anew where that is.
+            self.close()
+            raise Away("the server is a read-only replica")
+        return answers
+
+    def _answer(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except Refused as refusal:
+            return refusal
+
+
+def check(settings: RedisSettings, wire: Wire) -> None:
+    """Raises StartError where a node cannot work with this server; one line, without a password."""
+    where = _where(settings)
+    try:
+        facts = _facts(wire.command("INFO", "server")) | _facts(wire.command("INFO", "memory"))
+        # Now, for what has to be loaded while it is wanted comes out of its order.
+        wire.load_scripts()
+        [answer] = wire.evaluate([(SCRIPTS["probe"], (b"{}",))])
+        if isinstance(answer, Exception):
+            raise answer
+    except (Away, redis.RedisError) as error:
+        raise StartError(f"Redis at {where} cannot be used: {error}") from error
+    version = facts.get("redis_version", "0")
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
+        raise StartError(f"Redis at {where} is {version}; 6.0 or newer is needed")
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        reason = "would throw queues away; set maxmemory-policy to noeviction"
+        raise StartError(f"Redis at {where}: maxmemory-policy {policy} {reason}")
+
+
+def _facts(info: bytes) -> dict[str, str]:
+    lines = info.decode(errors="replace").splitlines()
+    return {name: value for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _where(settings: RedisSettings) -> str:
+    if settings.url is None:
+        return settings.addr or f"127.0.0.1:{DEFAULT_PORT}"
+    parts = urlsplit(settings.url)
+    return (parts.netloc.rpartition("@")[2] or "") + parts.path
+
+
+def _in_words(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

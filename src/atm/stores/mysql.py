@@ -1,0 +1,834 @@
+"""The store of a cluster: MySQL or MariaDB, many nodes at once.
+
+Every verb is a transaction of two round trips: one locks and reads the rows, in the order of their keys, the
+other writes what was decided. READ COMMITTED; what is decided is decided on locked rows.
+
+A connection that is lost while a transaction is under way leaves open whether it counted. Then the verb is run
+again on another connection, and finds what its first try has written.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
+from typing import Any, TypeVar, cast
+
+import msgspec
+import trio
+
+from atm.errors import IdempotencyConflict, StartError, StoreUnavailable, WorkerIdTaken
+from atm.serial import Call
+from atm.store import (
+    CancelVerdict,
+    Claimed,
+    Created,
+    Finished,
+    Held,
+    Lease,
+    LogRow,
+    NewTask,
+    Note,
+    Outcome,
+    Position,
+    Recovered,
+    Refusal,
+    Refused,
+    Reopened,
+    TaskFilter,
+    Waiting,
+)
+from atm.stores import decide
+from atm.stores import mysql_texts as texts
+from atm.stores.decide import Change, End, Log, Row
+from atm.stores.lanes import Lane
+from atm.stores.mysql_driver import (
+    OUTAGE,
+    RETRY,
+    Address,
+    Connection,
+    Dialer,
+    Lost,
+    Pool,
+    Rejected,
+    Result,
+    Unreachable,
+    bind,
+    connect,
+    listing,
+)
+from atm.stores.mysql_schema import migrate
+from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
+from atm.task import QUEUES, Status, Task, TaskType
+
+TRIES = 10
+LOSSES = 2
+MAX_JITTER = 0.05
+SETTINGS_AGE = 1.0
+MIGRATION_PATIENCE = 600.0
+RARE = 10_000
+DAY = 86_400_000
+FORGOTTEN_AT_ONCE = 100
+RECOVERY_JITTER = 1000
+CLOCK_STEP = 1000
+DUPLICATE = 1062
+
+_read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode
+_read_rows = msgspec.json.Decoder(list[tuple[int, Row]]).decode
+_read_lost = msgspec.json.Decoder(list[tuple[int, Row, int]]).decode
+_read_tasks = msgspec.json.Decoder(list[Task]).decode
+_read_logs = msgspec.json.Decoder(list[LogRow]).decode
+_read_settings = msgspec.json.Decoder(TaskType).decode
+_read_owners = msgspec.json.Decoder(list[tuple[str, str, str, str]]).decode
+_read_created = msgspec.json.Decoder(list[tuple[str, int]]).decode
+_read_waiting = msgspec.json.Decoder(list[tuple[str, str, int, int]]).decode
+_read_page = msgspec.json.Decoder(list[tuple[str, str, int, int, int]]).decode
+_read_held = msgspec.json.Decoder(list[tuple[str, int, int, int | None]]).decode
+
+Owners = dict[str, tuple[str, str, str]]
+"""By idempotency key: id, type and payload of the task that has it."""
+
+_NO_LEASE = Refused(Refusal.NO_LEASE)
+_GONE = Refused(Refusal.GONE)
+_BLOCKED = Refused(Refusal.BLOCKED)
+_DEFAULTS = TaskType(task_type="")
+T = TypeVar("T")
+
+
+class Watch:
+    """Whether the store could be looked at without a break for as long as a lease lasts, by an even clock.
+
+    After an outage, or a step of the server's clock, leases ran out that could not be renewed, or seem to have
+    run out. Times are milliseconds.
+    """
+
+    def __init__(self, length: float) -> None:
+        self._length = length
+        self._since: float | None = None
+        self._last: tuple[float, float] | None = None
+
+    def look(self, server: float, own: float) -> bool:
+        """Tell it the two clocks, read just now. True when all was well for long enough."""
+        if self._last is not None:
+            passed = own - self._last[1]
+            if passed > self._length / 2 or abs(server - self._last[0] - passed) > CLOCK_STEP:
+                self._since = None
+        self._last = server, own
+        if self._since is None:
+            self._since = own
+        return own - self._since >= self._length
+
+    def interrupt(self) -> None:
+        """The store could not be looked at."""
+        self._since = self._last = None
+
+
+class _Transaction:
+    """A group under way: its connection, which changes from try to try, and what is known of earlier tries."""
+
+    connection: Connection
+
+    def __init__(self, set_now: bytes) -> None:
+        self._set_now = set_now
+        self.losses = 0  # tries whose outcome is unknown
+        self.taken: dict[str, int] = {}  # tasks that those may have claimed, with the attempt
+
+    async def run(self, *statements: bytes) -> list[Result]:
+        return await self.connection.run(*statements)
+
+    async def begin(self, *reads: bytes) -> tuple[int, list[Result]]:
+        """Begin, and read; now by the server's clock, and what was read."""
+        _, _, now, *found = await self.connection.run(texts.BEGIN, self._set_now, texts.NOW, *reads)
+        return now.number, found
+
+    async def look(self, *statements: bytes) -> tuple[int, list[Result]]:
+        """Like ``begin``, but each statement is its own transaction."""
+        _, now, *found = await self.connection.run(self._set_now, texts.NOW, *statements)
+        return now.number, found
+
+    async def rows(self, task_ids: Iterable[str], logs: Logs) -> tuple[int, dict[str, Row]]:
+        """Begin; now, and the rows, locked."""
+        now, found = await self.begin(*(texts.SELECT_ROWS + some + b" FOR UPDATE" for some in keys(task_ids)))
+        rows: dict[str, Row] = {}
+        for log_count, row in _read_rows(joined(found)):
+            rows[row.task_id] = row
+            logs.counts[row.task_id] = log_count
+        return now, rows
+
+
+class MySqlStore:
+    """Implements ``atm.store.Store`` on MySQL or MariaDB.
+
+    Args:
+        address: where the database is.
+        pool_size: how many connections there are at most; 2 at least.
+        boot_id: tells this process from others that use the same worker id; None makes one up.
+        lease: seconds that a worker's lease lasts from a renewal.
+        margin: seconds from its end until it is taken for lost.
+        shift: milliseconds by which time has leapt, the server's clock and this process's, for tests.
+        patience: seconds that the server gets to answer.
+        on_commit: told how many seconds each transaction took.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        pool_size: int = 8,
+        boot_id: str | None = None,
+        lease: float = 10.0,
+        margin: float = 5.0,
+        shift: Callable[[], int] = lambda: 0,
+        patience: float = 10.0,
+        on_commit: Callable[[float], None] | None = None,
+    ) -> None:
+        self.address = address
+        self._boot_id = boot_id or uuid.uuid4().hex
+        self._lease_ms, self._margin_ms = round(lease * 1000), round(margin * 1000)
+        self._shift = shift
+        self._on_commit = on_commit or (lambda seconds: None)
+        dialer = Dialer(address, patience)
+        self._pool = Pool(dialer, max(1, pool_size - 1))
+        self._lease_pool = Pool(dialer, 1)  # a renewal waits for nobody
+        self._creating, self._claiming, self._finishing = self._lane(2), self._lane(1), self._lane(2)
+        self._others, self._chores = self._lane(1), self._lane(1)
+        self._reading, self._reading_slowly = self._lane(2), self._lane(1)
+        self._leasing = Lane(lambda calls: self._carry_out(self._lease_pool, calls))
+        self._types: dict[str, TaskType] = {}
+        self._types_read = -math.inf
+        self._watch = Watch(self._lease_ms)
+        self._had: set[str] = set()  # worker ids that this process had a lease for
+
+    def _lane(self, workers: int) -> Lane:
+        return Lane(lambda calls: self._carry_out(self._pool, calls), workers)
+
+    # life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled. Raises StartError, in one line, when the database cannot be used."""
+        await self.migrate()
+        lanes = [self._creating, self._claiming, self._finishing, self._others, self._chores, self._leasing]
+        try:
+            async with trio.open_nursery() as nursery:
+                for lane in (*lanes, self._reading, self._reading_slowly):
+                    await nursery.start(lane.serve)
+                nursery.start_soon(self._pool.keep_alive)
+                nursery.start_soon(self._lease_pool.keep_alive)
+                task_status.started()
+        finally:
+            self._pool.close()
+            self._lease_pool.close()
+
+    async def migrate(self) -> int:
+        """Make or change the tables as far as needed.
+
+        Returns: the version that was found, 0 for none.
+        Raises: StartError.
+        """
+        try:
+            connection = await connect(self.address, MIGRATION_PATIENCE)
+            try:
+                return await migrate(connection)
+            finally:
+                connection.close()
+        except Unreachable as error:
+            raise StartError(f"{error.key}: {error}") from None
+        except (Rejected, Lost) as error:
+            raise StartError(f"database: {error}") from None
+
+    # transitions
+
+    async def create(self, tasks: Sequence[NewTask]) -> list[Created]:
+        size = sum(len(task.payload_json) for task in tasks)
+        keyed = any(task.idempotency_key is not None for task in tasks)
+        return cast("list[Created]", await _batch(self._creating, self._create, keyed, tasks, size))
+
+    async def claim(self, lease: Lease, task_ids: Sequence[str]) -> list[Claimed | Refused]:
+        return cast("list[Claimed | Refused]", await _batch(self._claiming, self._claim, lease, task_ids))
+
+    async def finish(self, lease: Lease, outcomes: Sequence[Outcome]) -> list[Finished]:
+        size = sum(len(o.result_json or "") + len(o.details or "") for o in outcomes)
+        return cast("list[Finished]", await _batch(self._finishing, self._finish, None, outcomes, size))
+
+    async def cancel(self, task_ids: Sequence[str]) -> list[CancelVerdict]:
+        return cast("list[CancelVerdict]", await _batch(self._others, self._cancel, None, task_ids))
+
+    async def reopen(self, task_ids: Sequence[str]) -> list[Reopened]:
+        return cast("list[Reopened]", await _batch(self._others, self._reopen, None, task_ids))
+
+    async def recover(self, limit: int) -> list[Recovered]:
+        return cast("list[Recovered]", await self._chores.call(self._recover, limit))
+
+    async def sweep(self, priorities: Sequence[int], limit: int) -> list[Waiting]:
+        return cast("list[Waiting]", await self._chores.call(self._sweep, (tuple(priorities), limit)))
+
+    async def poll(self, lease: Lease, task_types: Sequence[str], limit: int) -> list[Claimed]:
+        argument = (lease, tuple(sorted(task_types)), limit)
+        return cast("list[Claimed]", await self._claiming.call(self._poll, argument))
+
+    async def note(self, notes: Sequence[Note]) -> None:
+        size = sum(len(note.message or "") + len(note.progress_json or "") for note in notes)
+        await _batch(self._others, self._note, None, notes, size)
+
+    async def purge(self, older_than: float, limit: int) -> int:
+        return cast("int", await self._chores.call(self._purge, (older_than, limit)))
+
+    # leases and settings
+
+    async def register(self, worker_id: str, capacity: int, task_types: Sequence[str]) -> Lease:
+        argument = (worker_id, capacity, tuple(task_types))
+        return cast("Lease", await self._leasing.call(self._register, argument))
+
+    async def renew(self, lease: Lease) -> float:
+        return cast("float", await self._leasing.call(self._renew, lease))
+
+    async def retire(self, lease: Lease) -> None:
+        await self._leasing.call(self._retire, lease)
+
+    async def expire(self) -> list[str]:
+        return cast("list[str]", await self._chores.call(self._expire, None))
+
+    async def campaign(self, candidate: str, seconds: float) -> bool:
+        return cast("bool", await self._leasing.call(self._campaign, (candidate, seconds)))
+
+    async def change_task_type(self, task_type: str, changes: Mapping[str, Any]) -> TaskType:
+        # The changes as JSON, to be compared.
+        argument = (task_type, texts.encode(changes))
+        return cast("TaskType", await self._others.call(self._change_task_type, argument))
+
+    # reads
+
+    async def ping(self) -> None:
+        await self._read(b"SELECT 1")
+
+    async def is_early(self, due_ms: int) -> bool:
+        now, _ = await self._read()
+        return due_ms > now
+
+    async def get(self, task_id: str) -> Task | None:
+        found = _read_tasks(await self._read_one(texts.SELECT_TASKS + listing([task_id])))
+        return found[0] if found else None
+
+    async def logs(self, task_id: str) -> list[LogRow] | None:
+        # A task is created with its first log row, so no rows means no task.
+        return _read_logs(await self._read_one(bind(texts.SELECT_LOG, task_id))) or None
+
+    async def find(self, where: TaskFilter, before: str | None, limit: int) -> list[Task]:
+        rare = where.status not in (None, Status.SUCCESS) and await self._is_rare(where.status)
+        found = await self._read_one(texts.find(where, before, limit, rare=rare), slow=True)
+        return sorted(_read_tasks(found), key=lambda task: task.task_id, reverse=True)
+
+    async def _is_rare(self, status: Status | None) -> bool:
+        """Whether so few tasks are in this state that sorting them beats a walk through the newest tasks."""
+        _, [count] = await self._read(bind(texts.COUNT_SOME, status, RARE + 1), slow=True)
+        return count.number <= RARE
+
+    async def task_types(self) -> Mapping[str, TaskType]:
+        _, [found] = await self._read(texts.SELECT_SETTINGS)
+        return _by_name(found)
+
+    async def running(self, task_type: str) -> int:
+        _, [count] = await self._read(bind(texts.COUNT_RUNNING, task_type), slow=True)
+        return count.number
+
+    async def waiting(self, after: Position | None, limit: int) -> tuple[list[Waiting], Position | None]:
+        at = after or Position(max(QUEUES), 0, "")
+        select = bind(texts.SELECT_WAITING, at.priority, at.sweep_ms, at.sweep_ms, at.after, limit)
+        now, found = await self._read(select, slow=True)
+        rows = _read_page(joined(found))
+        page = [_waiting(task_id, task_type, priority, due, now) for task_id, task_type, priority, due, _ in rows]
+        if len(rows) == limit:
+            return page, Position(at.priority, rows[-1][4], rows[-1][0])
+        lower = [priority for priority in QUEUES if priority < at.priority]
+        return page, Position(lower[0], 0, "") if lower else None
+
+    async def held(self, lease: Lease) -> list[Held]:
+        now, found = await self._read(bind(texts.SELECT_HELD, lease.epoch, lease.worker_id))
+        return [
+            Held(task_id, attempt, (now - started) / 1000, cancelled is not None)
+            for task_id, attempt, started, cancelled in _read_held(joined(found))
+        ]
+
+    async def _read_one(self, statement: bytes, *, slow: bool = False) -> bytes:
+        """What it answers, as a JSON list."""
+        _, found = await self._read(statement, slow=slow)
+        return joined(found)
+
+    async def _read(self, *statements: bytes, slow: bool = False) -> tuple[int, list[Result]]:
+        lane = self._reading_slowly if slow else self._reading
+        return cast("tuple[int, list[Result]]", await lane.call(self._look, statements))
+
+    async def _look(self, statements: tuple[bytes, ...], calls: list[Call], tx: _Transaction) -> None:
+        _share(calls, await tx.look(*statements))
+
+    # how a group is carried out
+
+    async def _carry_out(self, pool: Pool, calls: list[Call]) -> None:
+        """Carry out a group in one transaction; where a call's data is at fault, each call in one of its own."""
+        began = time.perf_counter()
+        try:
+            await self._transact(pool, calls)
+            self._on_commit(time.perf_counter() - began)
+        except (StoreUnavailable, WorkerIdTaken) as error:
+            if isinstance(error, StoreUnavailable):
+                self._watch.interrupt()
+            _fail_all(calls, error)
+        except Exception as error:  # noqa: BLE001 - a bug in one call must not end the others
+            if len(calls) == 1:
+                calls[0].fail(error)
+                return
+            _fail_all(calls, StoreUnavailable("the transaction was undone"))
+            for call in calls:
+                await self._carry_out(pool, [call])
+
+    async def _transact(self, pool: Pool, calls: list[Call]) -> None:
+        """Run the verb until it has come through."""
+        tx = _Transaction(bind(texts.SET_NOW, self._shift()))
+        for number in range(TRIES):
+            await trio.sleep(random.uniform(0, MAX_JITTER) * min(number, 4))
+            try:
+                async with pool.connection() as tx.connection:
+                    await calls[0].verb(calls[0].argument, calls, tx)
+                    return
+            except Rejected as error:
+                if error.code in OUTAGE:
+                    raise StoreUnavailable(f"MySQL at {self.address}: {error}") from None
+                if error.code not in RETRY and not _is_race(error, tx):
+                    raise
+                reason = f"MySQL at {self.address}: {error}"
+            except Lost as error:
+                tx.losses += 1
+                reason = str(error)
+                if tx.losses > LOSSES:
+                    break
+        raise StoreUnavailable(reason)
+
+    async def _settings(self, tx: _Transaction) -> Mapping[str, TaskType]:
+        """The settings of the types, a second old at most."""
+        if trio.current_time() - self._types_read > SETTINGS_AGE:
+            asked = trio.current_time()
+            [found] = await tx.run(texts.SELECT_SETTINGS)
+            self._types, self._types_read = _by_name(found), asked
+        return self._types
+
+    # create
+
+    async def _create(self, keyed: bool, calls: list[Call], tx: _Transaction) -> None:
+        types = await self._settings(tx)
+        done = await self._created_before(calls, tx) if tx.losses else {}
+        owners = await self._owners(calls, tx) if keyed else {}
+        new: list[NewTask] = []
+        receipts: list[tuple[Call, list[Created | NewTask]]] = []
+        for call in calls:
+            try:
+                replays = _replays(call.rows, owners) if keyed else repeat(None)
+            except IdempotencyConflict as conflict:
+                call.fail(conflict)
+                continue
+            made = [
+                done.get(task.task_id) or replay or task for task, replay in zip(call.rows, replays, strict=False)
+            ]
+            new += [task for task in made if isinstance(task, NewTask)]
+            receipts.append((call, made))
+        now = 0
+        if new:
+            inserts = texts.insert_tasks((task, types.get(task.task_type) or _DEFAULTS) for task in new)
+            now, _ = await tx.begin(*inserts, COMMIT)
+        for call, made in receipts:
+            call.succeed([_receipt(item, now) for item in made])
+
+    async def _owners(self, calls: list[Call], tx: _Transaction) -> Owners:
+        wanted = keys(
+            task.idempotency_key for call in calls for task in call.rows if task.idempotency_key is not None
+        )
+        rows = _read_owners(joined(await tx.run(*(texts.SELECT_OWNERS + some for some in wanted))))
+        return {key: (task_id, task_type, payload) for key, task_id, task_type, payload in rows}
+
+    async def _created_before(self, calls: list[Call], tx: _Transaction) -> dict[str, Created]:
+        """What an earlier try, whose outcome was unknown, has created: the callers chose the ids."""
+        wanted = keys(task.task_id for call in calls for task in call.rows)
+        rows = _read_created(joined(await tx.run(*(texts.SELECT_CREATED + some for some in wanted))))
+        return {task_id: Created(task_id, due_in=wait / 1000) for task_id, wait in rows}
+
+    # claim
+
+    async def _claim(self, lease: Lease, calls: list[Call], tx: _Transaction) -> None:
+        types = await self._settings(tx)
+        claimable = bind(texts.SELECT_CLAIMABLE, lease.worker_id)
+        now, (alive, limited, *found) = await tx.begin(
+            bind(texts.SELECT_LEASE, lease.epoch, lease.worker_id),
+            b"SELECT task_type FROM task_config WHERE limited",
+            *(
+                claimable + some + b" AND status = 'PENDING' FOR UPDATE"
+                for some in keys(task_id for call in calls for task_id in call.rows)
+            ),
+        )
+        if not alive.rows:
+            for call in calls:
+                call.succeed([_NO_LEASE] * len(call.rows))
+            return
+        claims = _Claims(lease, now, types, _read_claimable(joined(found)))
+        await self._prepare(claims, [name.decode() for name in limited.column], tx)
+        for call in calls:
+            call.succeed([claims.judge(task_id) for task_id in call.rows])
+        await self._take(claims, tx)
+
+    async def _poll(
+        self, argument: tuple[Lease, tuple[str, ...], int], calls: list[Call], tx: _Transaction
+    ) -> None:
+        lease, task_types, limit = argument
+        types = await self._settings(tx)
+        [found] = await tx.run(texts.SELECT_SETTINGS + b" WHERE limited")
+        limited = _by_name(found)
+        names = [name for name in task_types if name in limited]
+        counts = await tx.run(*(bind(texts.COUNT_RUNNING, name) for name in names))
+        full = {name for name, count in zip(names, counts, strict=True) if not _room(limited[name], count.number)}
+        _share(calls, [])
+        if limit < 1 or not (asked := [name for name in task_types if name not in full]):
+            return
+        now, (alive, *pages) = await tx.begin(
+            bind(texts.SELECT_LEASE, lease.epoch, lease.worker_id), *texts.poll(lease, listing(asked), limit)
+        )
+        if not alive.rows:
+            return
+        claims = _Claims(lease, now, types, _read_claimable(joined(pages))[:limit])
+        await self._prepare(claims, limited, tx)
+        verdicts = [claims.judge(task_id) for task_id in (*claims.mine, *claims.found)]
+        await self._take(claims, tx)
+        # Of calls joined by chance the first one gets the tasks.
+        calls[0].succeed([verdict for verdict in verdicts if isinstance(verdict, Claimed)])
+
+    async def _prepare(self, claims: _Claims, limited: Iterable[str], tx: _Transaction) -> None:
+        """Lock the limited types among the claimable tasks, and find out how many more of each may run."""
+        if tx.losses and tx.taken:
+            claims.mine = await self._claimed_before(claims.lease, tx)
+        names = sorted(set(limited) & {task.task_type for _, task in claims.found.values()})
+        if not names:
+            return
+        locking = texts.SELECT_SETTINGS + b" WHERE task_type IN " + listing(names) + b" FOR UPDATE"
+        # Counted by statements behind the locks: they see all that was committed before.
+        locked, *counts = await tx.run(locking, *(bind(texts.COUNT_RUNNING, name) for name in names))
+        settings = _by_name(locked)
+        claims.types = {**claims.types, **settings}
+        for name, count in zip(names, counts, strict=True):
+            left = _room(settings[name], count.number) if name in settings else math.inf
+            claims.room[name] = left
+
+    async def _claimed_before(self, lease: Lease, tx: _Transaction) -> dict[str, Task]:
+        """What an earlier try, whose outcome was unknown, has claimed."""
+        own = bind(" AND status = 'PROCESSING' AND worker_epoch = %s FOR UPDATE", lease.epoch)
+        found = await tx.run(*(texts.SELECT_TASKS + some + own for some in keys(tx.taken)))
+        return {
+            task.task_id: task for task in _read_tasks(joined(found)) if tx.taken[task.task_id] == task.attempt
+        }
+
+    async def _take(self, claims: _Claims, tx: _Transaction) -> None:
+        tx.taken |= claims.taken
+        await tx.run(*claims.statements(), COMMIT)
+
+    # the other transitions
+
+    async def _finish(self, _: None, calls: list[Call], tx: _Transaction) -> None:
+        logs = Logs()
+        now, rows = await tx.rows((o.task_id for call in calls for o in call.rows), logs)
+        changes = _judge(calls, lambda o: decide.finish(rows.get(o.task_id), o, now, logs.add))
+        await tx.run(*texts.write(changes, logs, now), COMMIT)
+
+    async def _cancel(self, _: None, calls: list[Call], tx: _Transaction) -> None:
+        logs = Logs()
+        now, rows = await tx.rows((task_id for call in calls for task_id in call.rows), logs)
+        marked: list[str] = []
+
+        def judge(task_id: str) -> tuple[CancelVerdict, Change | None]:
+            verdict, change = decide.cancel(rows.get(task_id), now, logs.add)
+            if change is None and verdict.changed:
+                marked.append(task_id)
+            return verdict, change
+
+        changes = _judge(calls, judge)
+        marks = texts.pieces((task_id, logs.counts[task_id]) for task_id in marked)
+        updates = [bind(texts.UPDATE_MARKED, piece, now) for piece in marks]
+        await tx.run(*updates, *texts.write(changes, logs, now), COMMIT)
+
+    async def _reopen(self, _: None, calls: list[Call], tx: _Transaction) -> None:
+        logs = Logs()
+        now, rows = await tx.rows((task_id for call in calls for task_id in call.rows), logs)
+
+        def judge(task_id: str) -> tuple[bool, Change | None]:
+            row = rows.get(task_id)
+            change = decide.reopen(row, now, logs.add) if row else None
+            return change is not None, change
+
+        writes = texts.write(_judge(calls, judge), logs, now)
+        reads = [texts.SELECT_TASKS + some for some in keys(rows)]
+        results = await tx.run(*writes, *reads, COMMIT)
+        after = {task.task_id: task for task in _read_tasks(joined(results[len(writes) : -1]))}
+        for call in calls:
+            changed: list[bool] = call.result.unwrap()
+            call.succeed([Reopened(after.get(name), ok) for name, ok in zip(call.rows, changed, strict=True)])
+
+    async def _note(self, _: None, calls: list[Call], tx: _Transaction) -> None:
+        logs = Logs()
+        now, rows = await tx.rows((note.task_id for call in calls for note in call.rows), logs)
+        progress: dict[str, str | None] = {}
+        for call in calls:
+            for note in call.rows:
+                row = rows.get(note.task_id)
+                if row is None or row.attempt != note.attempt or row.status is not Status.PROCESSING:
+                    continue
+                progress[note.task_id] = note.progress_json or progress.get(note.task_id)
+                if note.message is not None:
+                    log_type = note.log_type.value
+                    logs.add(Log(row.seq, log_type, None, None, note.message, note.worker_id, note.attempt))
+            call.succeed(None)
+        noted = texts.pieces((task_id, logs.counts[task_id], text) for task_id, text in progress.items())
+        await tx.run(*(bind(texts.UPDATE_NOTED, piece) for piece in noted), *logs.statements(now), COMMIT)
+
+    async def _recover(self, limit: int, calls: list[Call], tx: _Transaction) -> None:
+        [suspects] = await tx.run(bind(texts.SELECT_LOST, limit))
+        _share(calls, [])
+        if not suspects.rows:
+            return
+        still = b" AND status = 'PROCESSING' FOR UPDATE SKIP LOCKED"
+        now, found = await tx.begin(*(texts.SELECT_LOST_ROWS + some + still for some in keys(suspects.column)))
+        # Looked up behind the locks: who is not alive now will never be again.
+        living = {int(epoch) for epoch in (await tx.run(texts.SELECT_LIVING))[0].column}
+        logs = Logs()
+        changes: dict[str, Change | End] = {}
+        recovered: list[Recovered] = []
+        for log_count, row, epoch in _read_lost(joined(found)):
+            if epoch not in living:
+                logs.counts[row.task_id] = log_count
+                delay = random.randrange(RECOVERY_JITTER)
+                verdict, changes[row.task_id] = decide.recover(row, now, delay, logs.add)
+                recovered.append(verdict)
+        await tx.run(*texts.write(changes, logs, now), COMMIT)
+        _share(calls, recovered)
+
+    async def _sweep(self, argument: tuple[tuple[int, ...], int], calls: list[Call], tx: _Transaction) -> None:
+        priorities, limit = argument
+        now, pages = await tx.begin(*(bind(texts.SELECT_OVERDUE, priority, limit) for priority in priorities))
+        rows = _read_waiting(joined(pages))
+        update = bind(texts.UPDATE_SWEPT, now, now, decide.SWEEP_FIRST, decide.SWEEP_MAX)
+        await tx.run(*(update + some for some in keys(row[0] for row in rows)), COMMIT)
+        _share(calls, [_waiting(*row, now) for row in rows])
+
+    async def _purge(self, argument: tuple[float, int], calls: list[Call], tx: _Transaction) -> None:
+        older_than, limit = argument
+        before = bind("SET @before := @now - %s", round(older_than * 1000))
+        _, [_, found] = await tx.look(before, texts.oldest_ended(limit))
+        still = b" AND completed_at IS NOT NULL AND sweep_at < @before FOR UPDATE SKIP LOCKED"
+        ids = keys(cast("bytes", row[1]) for row in found.rows)
+        _, locked = await tx.begin(*(texts.SELECT_IDS + some + still for some in ids))
+        gone = [task_id for some in locked for task_id in some.column]
+        await tx.run(*(delete + some for delete in texts.DELETES for some in keys(gone)))
+        await tx.run(COMMIT)
+        _share(calls, len(gone))
+
+    # leases and settings
+
+    async def _register(
+        self, argument: tuple[str, int, tuple[str, ...]], calls: list[Call], tx: _Transaction
+    ) -> None:
+        worker_id, capacity, task_types = argument
+        now, [_, last] = await tx.begin(texts.LOCK_DOOR, bind(texts.SELECT_LAST_LEASE, worker_id))
+        for boot_id, state, until in cast("list[tuple[bytes, bytes, bytes]]", last.rows):
+            wait = int(until) + self._margin_ms - now
+            if boot_id.decode() == self._boot_id:
+                continue
+            if worker_id in self._had:
+                raise WorkerIdTaken(worker_id, None)
+            if state == b"ALIVE" and wait > 0:
+                raise WorkerIdTaken(worker_id, wait / 1000)
+        values = (worker_id, self._boot_id, capacity, texts.encode(task_types), now, now + self._lease_ms)
+        _, _, epoch, _ = await tx.run(
+            bind(texts.SUPERSEDE, worker_id),
+            bind(texts.INSERT_LEASE, *values),
+            b"SELECT LAST_INSERT_ID()",
+            COMMIT,
+        )
+        self._had.add(worker_id)
+        _share(calls, Lease(worker_id, epoch.number))
+        await self._forget(now, tx)
+
+    @staticmethod
+    async def _forget(now: int, tx: _Transaction) -> None:
+        """Remove leases that have long been over; of each worker the last one stays for a day."""
+        try:
+            [found] = await tx.run(bind(texts.SELECT_FORGOTTEN, now - DAY, FORGOTTEN_AT_ONCE))
+            if found.rows:
+                epochs = listing(int(epoch) for epoch in found.column)
+                await tx.run(b"DELETE FROM worker_registry WHERE epoch IN " + epochs)
+        except (Rejected, Lost):
+            return  # another time
+
+    async def _renew(self, lease: Lease, calls: list[Call], tx: _Transaction) -> None:
+        renewal = bind(texts.RENEW, self._lease_ms, lease.epoch, lease.worker_id)
+        now, [renewed] = await tx.look(renewal)
+        self._has_been_well(now)
+        _share(calls, self._lease_ms / 1000 if renewed.met else 0.0)
+
+    async def _retire(self, lease: Lease, calls: list[Call], tx: _Transaction) -> None:
+        await tx.run(bind(texts.RETIRE, lease.epoch, lease.worker_id))
+        _share(calls, None)
+
+    async def _expire(self, _: None, calls: list[Call], tx: _Transaction) -> None:
+        over = bind("state = 'ALIVE' AND lease_until < @now - %s", self._margin_ms)
+        now, [found] = await tx.look(b"SELECT epoch FROM worker_registry WHERE " + over)
+        _share(calls, [])
+        if not self._has_been_well(now) or not found.rows:
+            return
+        epochs = listing(sorted(int(epoch) for epoch in found.column))
+        select = b"SELECT epoch, worker_id FROM worker_registry WHERE epoch IN " + epochs
+        now, [lost] = await tx.begin(select + b" AND " + over + b" FOR UPDATE")
+        if lost.rows:
+            update = b"UPDATE worker_registry SET state = 'LOST' WHERE epoch IN "
+            await tx.run(update + listing(int(epoch) for epoch in lost.column), COMMIT)
+        _share(calls, [cast("bytes", row[1]).decode() for row in lost.rows])
+
+    def _has_been_well(self, now: int) -> bool:
+        # A leap that a test makes is time that has passed, for both clocks.
+        return self._watch.look(now, trio.current_time() * 1000 + self._shift())
+
+    async def _campaign(self, argument: tuple[str, float], calls: list[Call], tx: _Transaction) -> None:
+        candidate, seconds = argument
+        update = bind(texts.CAMPAIGN, candidate, candidate, round(seconds * 1000), candidate)
+        _, [leads] = await tx.look(update)
+        _share(calls, bool(leads.met))
+
+    async def _change_task_type(self, argument: tuple[str, bytes], calls: list[Call], tx: _Transaction) -> None:
+        task_type, changes = argument
+        insert = bind(texts.INSERT_TYPE, task_type, texts.encode(TaskType(task_type=task_type)))
+        _, [_, found] = await tx.begin(insert, bind(texts.SELECT_TYPE, task_type))
+        settings = decide.changed_type(_read_settings(found.column[0]), msgspec.json.decode(changes))
+        limited = settings.max_concurrent is not None or not settings.enabled
+        await tx.run(bind(texts.UPDATE_TYPE, texts.encode(settings), limited, task_type), COMMIT)
+        self._types_read = -math.inf
+        _share(calls, settings)
+
+
+class _Claims:
+    """The claims of one transaction: who gets what, and what is to be written.
+
+    ``mine``: what an earlier try has claimed. ``room``: how many more of a limited type may run.
+    """
+
+    def __init__(
+        self, lease: Lease, now: int, types: Mapping[str, TaskType], found: list[tuple[int, Task]]
+    ) -> None:
+        self.lease = lease
+        self.types = types
+        self.found = {item[1].task_id: item for item in found}
+        self.mine: dict[str, Task] = {}
+        self.room: dict[str, float] = {}
+        self.taken: dict[str, int] = {}
+        self._now = now
+        self._logs = Logs()
+
+    def judge(self, task_id: str) -> Claimed | Refused:
+        if (mine := self.mine.pop(task_id, None)) is not None:
+            return self._claimed(mine)
+        item = self.found.get(task_id)
+        if item is None:
+            return _GONE
+        log_count, task = item
+        if task.due_ms > self._now:
+            return Refused(Refusal.NOT_DUE, (task.due_ms - self._now) / 1000)
+        if task.task_type in self.room:
+            if self.room[task.task_type] <= 0:
+                return _BLOCKED
+            self.room[task.task_type] -= 1
+        self.taken[task_id] = task.attempt
+        del self.found[task_id]  # asked for once more, it is gone
+        self._logs.counts[task_id] = log_count
+        self._logs.add(decide.claimed(task_id, task.attempt, self.lease.worker_id))
+        return self._claimed(task)
+
+    def _claimed(self, task: Task) -> Claimed:
+        return Claimed(task, self.types.get(task.task_type) or _DEFAULTS)
+
+    def statements(self) -> list[bytes]:
+        lease, now = self.lease, self._now
+        update = bind(texts.UPDATE_CLAIMED, lease.worker_id, lease.epoch, now, now + decide.OVERRUN)
+        return [*(update + some for some in keys(self.taken)), *self._logs.statements(now)]
+
+
+async def _batch(
+    lane: Lane, verb: Callable[..., Any], argument: object, rows: Sequence[Any], size: int = 0
+) -> Any:
+    if not rows:
+        await trio.lowlevel.checkpoint()
+        return []
+    return await lane.call(verb, argument, rows, size)
+
+
+def _judge(calls: list[Call], judge: Callable[[Any], tuple[Any, Change | End | None]]) -> dict[str, Change | End]:
+    """Have every row of every call judged; give each call its verdicts; the changes by task."""
+    changes: dict[str, Change | End] = {}
+    for call in calls:
+        verdicts = []
+        for item in call.rows:
+            verdict, change = judge(item)
+            verdicts.append(verdict)
+            if change is not None:
+                changes[cast("str", change.seq)] = change
+        call.succeed(verdicts)
+    return changes
+
+
+def _replays(tasks: Sequence[NewTask], owners: Owners) -> list[Created | None]:
+    """For each task of a call the receipt of the one that has its key already; the new ones own theirs then.
+
+    Raises: IdempotencyConflict; no key of the call is owned then.
+    """
+    mine: Owners = {}
+    replays: list[Created | None] = []
+    for index, task in enumerate(tasks):
+        key = task.idempotency_key
+        owner = None if key is None else mine.get(key) or owners.get(key)
+        if owner is not None and not decide.same_request(task, owner[1], owner[2]):
+            raise IdempotencyConflict(index, owner[0])
+        if owner is None and key is not None:
+            mine[key] = (task.task_id, task.task_type, task.payload_json)
+        replays.append(None if owner is None else Created(owner[0], replayed=True))
+    owners |= mine
+    return replays
+
+
+def _receipt(item: Created | NewTask, now: int) -> Created:
+    if isinstance(item, Created):
+        return item
+    due_ms, _ = decide.due(item, now)
+    return Created(item.task_id, due_in=(due_ms - now) / 1000)
+
+
+def _room(settings: TaskType, running: int) -> float:
+    left = decide.room(settings, running)
+    return math.inf if left is None else left
+
+
+def _by_name(found: Result) -> dict[str, TaskType]:
+    return {settings.task_type: settings for settings in map(_read_settings, found.column)}
+
+
+def _is_race(error: Rejected, tx: _Transaction) -> bool:
+    """Whether a second look helps: a key was taken since the first one, or an earlier try comes through late."""
+    return error.code == DUPLICATE and (tx.losses > 0 or error.text.endswith("task_idempotency'"))
+
+
+def _waiting(task_id: str, task_type: str, priority: int, due_ms: int, now: int) -> Waiting:
+    return Waiting(task_id, task_type, priority, max(0, due_ms - now) / 1000)
+
+
+def _share(calls: list[Call], result: object) -> None:
+    """The first call gets the result; those joined to it by chance get the same."""
+    for call in calls:
+        call.succeed(result)
+
+
+def _fail_all(calls: list[Call], error: BaseException) -> None:
+    for call in calls:
+        call.fail(error)

@@ -1,0 +1,365 @@
+"""The statements of the MySQL store: constants, and functions that put values into them.
+
+Rows are read as one JSON text each, written as values or from one JSON text by JSON_TABLE. ``@now`` is the
+server's clock, read at the beginning of a transaction; ``bind`` puts values where ``%s`` stands.
+"""
+
+# ruff: noqa: S608 - constants, and values that bind has quoted
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
+
+import msgspec
+
+from atm.store import Lease, NewTask, TaskFilter
+from atm.stores import decide
+from atm.stores.decide import Change, End, Log
+from atm.stores.mysql_driver import Result, bind, literal, quote
+from atm.task import QUEUES, TERMINAL, TaskType
+
+SLICE = 500
+"""Keys in one list; with a thousand MariaDB makes another, slower plan."""
+
+PIECE = 4 << 20
+"""Bytes of values in one statement: quoted they are several times as many, and servers take 16 MiB."""
+
+SLACK = 128
+"""Bytes that a claim and an end may add to a row before it grows."""
+
+FEW = 3
+
+BEGIN, COMMIT = b"BEGIN", b"COMMIT"
+NOW = b"SELECT @now"
+SET_NOW = "SET @now := CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED) + %s"
+
+encode = msgspec.json.Encoder().encode
+
+
+def _text(*columns: str) -> str:
+    return ", ".join(f"CONVERT({column} USING utf8mb4)" for column in columns)
+
+
+# what is read
+
+_TASK = (
+    f"{_text('t.task_id', 'task_type', 'status')}, priority, payload, timeout, max_retry, attempt, retry_count, "
+    f"recoveries, releases, {_text('worker_id')}, created_at, due_at, scheduled_at, started_at, completed_at, "
+    "cancel_requested_at, result, error, progress"
+)
+_ROW = (
+    f"{_text('task_id', 'task_id', 'task_type')}, priority, {_text('status')}, attempt, retry_count, recoveries, "
+    f"releases, cancel_requested_at, {_text('worker_id')}, max_retry, due_at"
+)
+_CLAIMED = (
+    f"{_text('task_id', 'task_type')}, 'PROCESSING', priority, payload, timeout, max_retry, attempt + 1, "
+    "retry_count, recoveries, releases, %s, created_at, due_at, scheduled_at, CAST(@now AS SIGNED), NULL, "
+    "cancel_requested_at, NULL, NULL, NULL"
+)
+_LOG = (
+    f"log_id, {_text('log_type', 'from_status', 'to_status')}, message, {_text('worker_id')}, attempt, created_at"
+)
+_BY_KEY = "FROM task AS t FORCE INDEX (PRIMARY) WHERE task_id IN "
+_LIVE = "FROM task FORCE INDEX (task_live) WHERE "
+
+SELECT_ROWS = f"SELECT JSON_ARRAY(log_count, JSON_ARRAY({_ROW})) {_BY_KEY.replace(' AS t', '')}".encode()
+SELECT_LOST_ROWS = SELECT_ROWS.replace(b")) FROM", b"), worker_epoch) FROM")
+SELECT_CLAIMABLE = f"SELECT JSON_ARRAY(log_count, JSON_ARRAY({_CLAIMED})) {_BY_KEY}"
+SELECT_TASKS = f"SELECT JSON_ARRAY({_TASK}) {_BY_KEY}".encode()
+SELECT_IDS = f"SELECT task_id {_BY_KEY}".encode()
+SELECT_CREATED = f"SELECT JSON_ARRAY({_text('task_id')}, GREATEST(0, due_at - created_at)) {_BY_KEY}".encode()
+SELECT_OWNERS = (
+    f"SELECT JSON_ARRAY({_text('idempotency_key', 'task_id', 'task_type')}, payload) "
+    "FROM task FORCE INDEX (task_idempotency) WHERE idempotency_key IN "
+).encode()
+SELECT_LOG = f"SELECT JSON_ARRAY({_LOG}) FROM task_logs WHERE task_id = %s ORDER BY log_id"
+SELECT_OVERDUE = (
+    f"SELECT JSON_ARRAY({_text('task_id', 'task_type')}, priority, due_at) {_LIVE}"
+    "status = 'PENDING' AND priority = %s AND sweep_at <= @now ORDER BY sweep_at, task_id LIMIT %s "
+    "FOR UPDATE SKIP LOCKED"
+)
+_SELECT_POLLED = (
+    f"SELECT JSON_ARRAY(log_count, JSON_ARRAY({_CLAIMED})) {_LIVE}"
+    "status = 'PENDING' AND priority = %s AND sweep_at <= @now + %s AND due_at <= @now AND task_type IN "
+)
+SELECT_WAITING = (
+    f"SELECT JSON_ARRAY({_text('task_id', 'task_type')}, priority, due_at, sweep_at) {_LIVE}"
+    "status = 'PENDING' AND priority = %s AND (sweep_at > %s OR (sweep_at = %s AND task_id > %s)) "
+    "ORDER BY sweep_at, task_id LIMIT %s"
+)
+SELECT_HELD = (
+    f"SELECT JSON_ARRAY({_text('task_id')}, attempt, started_at, cancel_requested_at) {_LIVE}"
+    "status = 'PROCESSING' AND worker_epoch = %s AND worker_id = %s"
+)
+COUNT_RUNNING = f"SELECT COUNT(*) {_LIVE}status = 'PROCESSING' AND task_type = %s"
+COUNT_SOME = f"SELECT COUNT(*) FROM (SELECT 1 {_LIVE}status = %s LIMIT %s) AS some"
+SELECT_LOST = (
+    f"SELECT task_id {_LIVE}status = 'PROCESSING' AND worker_epoch NOT IN "
+    "(SELECT epoch FROM worker_registry WHERE state = 'ALIVE') LIMIT %s"
+)
+_SELECT_ENDED = (
+    f"(SELECT sweep_at, task_id {_LIVE}status = %s AND priority = %s AND sweep_at < @before "
+    "ORDER BY sweep_at LIMIT %s)"
+)
+SELECT_SETTINGS = b"SELECT settings FROM task_config"
+
+
+def find(where: TaskFilter, before: str | None, limit: int, *, rare: bool) -> bytes:
+    """The tasks of a list, in no order. ``rare``: so few have the status that they can be sorted."""
+    conditions = {
+        "status = %s": where.status and where.status.value,
+        "task_type = %s": where.task_type,
+        "worker_id = %s": where.worker_id,
+        "created_at >= %s": where.created_after,
+        "created_at < %s": where.created_before,
+        "task_id < %s": before,
+    }
+    asked = {condition: value for condition, value in conditions.items() if value is not None}
+    # An index in both orders would cost every transition.
+    index = "task_live" if rare else "PRIMARY" if where.task_type is None else "task_type_newest"
+    sql = (
+        f"SELECT JSON_ARRAY({_TASK}) FROM (SELECT task_id FROM task FORCE INDEX ({index}) "
+        f"WHERE {' AND '.join(asked) or 'TRUE'} ORDER BY task_id DESC LIMIT %s) AS page "
+        "STRAIGHT_JOIN task AS t FORCE INDEX (PRIMARY) ON t.task_id = page.task_id"
+    )
+    return bind(sql, *asked.values(), limit)
+
+
+def poll(lease: Lease, task_types: bytes, limit: int) -> list[bytes]:
+    """Due tasks of these types, a statement a priority."""
+    latest = decide.SWEEP_MAX + decide.SWEEP_FIRST  # no due task is put off longer
+    order = bind(" ORDER BY sweep_at, task_id LIMIT %s FOR UPDATE SKIP LOCKED", limit)
+    return [bind(_SELECT_POLLED, lease.worker_id, priority, latest) + task_types + order for priority in QUEUES]
+
+
+def oldest_ended(limit: int) -> bytes:
+    """Tasks that ended before ``@before``, the oldest first."""
+    parts = [bind(_SELECT_ENDED, status.value, priority, limit) for status in TERMINAL for priority in QUEUES]
+    return b" UNION ALL ".join(parts) + bind(" ORDER BY sweep_at LIMIT %s", limit)
+
+
+def keys(names: Iterable[str | bytes]) -> Iterator[bytes]:
+    """The keys as lists for IN, in order, so that rows are locked in the order of their keys."""
+    ordered = sorted({name if isinstance(name, bytes) else name.encode() for name in names})
+    for at in range(0, len(ordered), SLICE):
+        yield b"(" + b",".join(map(quote, ordered[at : at + SLICE])) + b")"
+
+
+def joined(results: Iterable[Result]) -> bytes:
+    """The rows, a JSON text each, as one JSON list."""
+    return b"[" + b",".join([cast("bytes", row[0]) for result in results for row in result.rows]) + b"]"
+
+
+# what is written
+
+_MEDIUMTEXT = "MEDIUMTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+
+
+def _update(columns: Sequence[str], changes: str) -> str:
+    """An update of rows ``t`` by the rows ``c`` of a JSON list of lists, which have the task's id first."""
+    paths = ", ".join(f"{column} PATH '$[{at}]'" for at, column in enumerate(["id VARBINARY(64)", *columns]))
+    table = f"JSON_TABLE(%s, '$[*]' COLUMNS ({paths})) AS c"
+    return f"UPDATE {table} STRAIGHT_JOIN task AS t FORCE INDEX (PRIMARY) ON t.task_id = c.id SET {changes}"
+
+
+_TEXTS = (f"result {_MEDIUMTEXT}", f"error {_MEDIUMTEXT}", f"progress {_MEDIUMTEXT}")
+_UPDATE_ENDED = _update(
+    ["log_count INT", "status VARBINARY(10)", *_TEXTS],
+    "t.status = c.status, t.sweep_at = %s, t.completed_at = %s, t.result = c.result, t.error = c.error, "
+    "t.progress = COALESCE(c.progress, t.progress), t.log_count = c.log_count, t.slack = ''",
+)
+_UPDATE_ALIKE = (
+    "UPDATE task FORCE INDEX (PRIMARY) SET status = %s, sweep_at = %s, completed_at = %s, result = %s, "
+    "error = %s, progress = COALESCE(%s, progress), log_count = %s, slack = '' WHERE task_id IN "
+)
+_UPDATE_CHANGED = _update(
+    [
+        "log_count INT", "status VARBINARY(10)", "due_at BIGINT", "sweep_at BIGINT", "completed_at BIGINT",
+        "retry_count INT", "recoveries INT", "releases INT", "cancel_requested_at BIGINT",
+        "worker_id VARBINARY(64)", "keep_body TINYINT", *_TEXTS, "opened TINYINT",
+    ],
+    "t.status = c.status, t.due_at = COALESCE(c.due_at, t.due_at), t.sweep_at = COALESCE(c.sweep_at, %s), "
+    "t.completed_at = c.completed_at, t.retry_count = c.retry_count, t.recoveries = c.recoveries, "
+    "t.releases = c.releases, t.cancel_requested_at = c.cancel_requested_at, "
+    "t.worker_epoch = IF(c.status = 'PENDING', NULL, t.worker_epoch), t.worker_id = c.worker_id, "
+    "t.started_at = IF(c.status = 'PENDING', NULL, t.started_at), "
+    "t.result = IF(c.keep_body, t.result, c.result), t.error = IF(c.keep_body, t.error, c.error), "
+    "t.progress = IF(c.opened, NULL, COALESCE(c.progress, t.progress)), t.log_count = c.log_count",
+)  # fmt: skip
+UPDATE_NOTED = _update(
+    ["log_count INT", f"progress {_MEDIUMTEXT}"],
+    "t.progress = COALESCE(c.progress, t.progress), t.log_count = c.log_count",
+)
+UPDATE_MARKED = _update(["log_count INT"], "t.cancel_requested_at = %s, t.log_count = c.log_count")
+UPDATE_CLAIMED = (
+    "UPDATE task FORCE INDEX (PRIMARY) SET status = 'PROCESSING', attempt = attempt + 1, worker_id = %s, "
+    "worker_epoch = %s, started_at = %s, sweep_at = %s + CAST(LEAST(timeout, 1e9) * 1000 AS SIGNED), "
+    f"progress = NULL, log_count = log_count + 1, slack = LEFT(slack, {SLACK // 2}) WHERE task_id IN "
+)
+UPDATE_SWEPT = (
+    "UPDATE task FORCE INDEX (PRIMARY) SET sweep_at = %s + LEAST(GREATEST(%s - due_at, %s), %s) WHERE task_id IN "
+)
+DELETES = tuple(
+    f"DELETE t FROM {table} AS t FORCE INDEX (PRIMARY) WHERE task_id IN ".encode()
+    for table in ("task_logs", "task")
+)
+_INSERT_TASKS = (
+    b"INSERT INTO task (task_id, task_type, status, priority, payload, timeout, max_retry, created_at, due_at, "
+    b"scheduled_at, sweep_at, idempotency_key, log_count, slack) VALUES "
+)
+_INSERT_LOGS = (
+    b"INSERT INTO task_logs (task_id, log_id, log_type, from_status, to_status, message, worker_id, attempt, "
+    b"created_at) VALUES "
+)
+_CREATED = b",1,'STATE_CHANGE',NULL,'PENDING','Task created',NULL,NULL,@now)"
+
+# leases and settings
+
+SELECT_LEASE = (
+    "SELECT 1 FROM worker_registry WHERE epoch = %s AND worker_id = %s AND state = 'ALIVE' AND lease_until > @now "
+    "LOCK IN SHARE MODE"
+)
+SELECT_LIVING = b"SELECT epoch FROM worker_registry WHERE state = 'ALIVE'"
+# The leader's row is the door to the registry: registrations come in one by one.
+LOCK_DOOR = b"SELECT epoch FROM leader WHERE id = 1 FOR UPDATE"
+SELECT_LAST_LEASE = (
+    "SELECT boot_id, state, lease_until FROM worker_registry FORCE INDEX (worker_registry_worker) "
+    "WHERE worker_id = %s ORDER BY epoch DESC LIMIT 1 FOR UPDATE"
+)
+SUPERSEDE = (
+    "UPDATE worker_registry FORCE INDEX (worker_registry_worker) SET state = 'LOST' "
+    "WHERE worker_id = %s AND state = 'ALIVE'"
+)
+INSERT_LEASE = (
+    "INSERT INTO worker_registry "
+    "(worker_id, boot_id, state, capacity, task_types, started_at, lease_until) "
+    "VALUES (%s, %s, 'ALIVE', %s, %s, %s, %s)"
+)
+SELECT_FORGOTTEN = (
+    "SELECT epoch FROM worker_registry AS r WHERE state != 'ALIVE' AND (lease_until < %s OR EXISTS "
+    "(SELECT 1 FROM worker_registry AS n WHERE n.worker_id = r.worker_id AND n.epoch > r.epoch)) LIMIT %s"
+)
+_LEASE = "WHERE epoch = %s AND worker_id = %s AND state = 'ALIVE'"
+RENEW = f"UPDATE worker_registry SET lease_until = @now + %s {_LEASE}"
+RETIRE = f"UPDATE worker_registry SET state = 'GONE' {_LEASE}"
+CAMPAIGN = (
+    "UPDATE leader SET epoch = epoch + (NOT holder <=> %s), holder = %s, until_at = @now + %s "
+    "WHERE id = 1 AND (holder <=> %s OR until_at <= @now)"
+)
+INSERT_TYPE = "INSERT INTO task_config VALUES (%s, %s, 0) ON DUPLICATE KEY UPDATE limited = limited"
+SELECT_TYPE = "SELECT settings FROM task_config WHERE task_type = %s FOR UPDATE"
+UPDATE_TYPE = "UPDATE task_config SET settings = %s, limited = %s WHERE task_type = %s"
+
+
+class Logs:
+    """The log rows of one transaction; ``counts`` has the number of the last row of each task's log."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._rows: list[tuple[Log, int]] = []
+
+    def add(self, row: Log) -> None:
+        name = cast("str", row.seq)
+        number = self.counts[name] = self.counts[name] + 1
+        self._rows.append((row, number))
+
+    def statements(self, now: int) -> list[bytes]:
+        ends: dict[tuple[object, ...], bytes] = {}
+        values: list[bytes] = []
+        for row, number in self._rows:
+            rest = row[1:]  # often alike
+            if (end := ends.get(rest)) is None:
+                end = ends[rest] = b",".join(map(literal, rest))
+            values.append(b"(%b,%d,%b,%d)" % (literal(row[0]), number, end, now))
+        return [_INSERT_LOGS + piece for piece in _slices(values)]
+
+
+def insert_tasks(new: Iterable[tuple[NewTask, TaskType]]) -> list[bytes]:
+    """New tasks, with the settings of their types, and the first rows of their logs."""
+    rows: list[bytes] = []
+    logs: list[bytes] = []
+    for task, settings in new:
+        task_id = literal(task.task_id)
+        rows.append(_new_row(task_id, task, settings))
+        logs.append(b"(" + task_id + _CREATED)
+    return [_INSERT_TASKS + piece for piece in _slices(rows)] + [_INSERT_LOGS + piece for piece in _slices(logs)]
+
+
+def _new_row(task_id: bytes, task: NewTask, settings: TaskType) -> bytes:
+    due, scheduled = b"@now", b"NULL"
+    if task.scheduled_ms is not None:
+        due, scheduled = b"GREATEST(@now,%d)" % task.scheduled_ms, b"%d" % task.scheduled_ms
+    elif task.delay:
+        due = scheduled = b"@now+%d" % round(task.delay * 1000)
+    return b"(%b,%b,'PENDING',%d,%b,%b,%d,@now,%b,%b,%b+%d,%b,1,REPEAT('.',%d))" % (
+        task_id,
+        literal(task.task_type),
+        task.priority,
+        literal(task.payload_json),
+        literal(settings.default_timeout if task.timeout is None else task.timeout),
+        settings.default_max_retry if task.max_retry is None else task.max_retry,
+        due,
+        scheduled,
+        due,
+        decide.SWEEP_FIRST,
+        literal(task.idempotency_key),
+        SLACK,
+    )
+
+
+def write(changes: Mapping[str, Change | End], logs: Logs, now: int) -> list[bytes]:
+    """Write what was decided, and the log of it."""
+    ends: dict[str, End] = {}
+    others: list[tuple[object, ...]] = []
+    for task_id, c in sorted(changes.items()):
+        if isinstance(c, End):
+            ends[task_id] = c
+        else:
+            others.append(
+                (
+                    task_id, logs.counts[task_id], c.status, c.due_ms, c.sweep_ms, c.completed_ms, c.retry_count,
+                    c.recoveries, c.releases, c.cancel_requested_ms, c.worker_id, int(c.keep_body), c.result_json,
+                    c.error_json, c.progress_json, int(c.opened),
+                )
+            )  # fmt: skip
+    changed = [bind(_UPDATE_CHANGED, piece, now) for piece in pieces(others)]
+    return [*_end(ends, logs, now), *changed, *logs.statements(now)]
+
+
+def _end(ends: Mapping[str, End], logs: Logs, now: int) -> list[bytes]:
+    """Ends are often alike: then one value is written to many rows, which is faster than many from a JSON text."""
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for task_id, end in ends.items():
+        what = (end.status.value, end.result_json, end.error_json, end.progress_json, logs.counts[task_id])
+        alike.setdefault(what, []).append(task_id)
+    if len(alike) <= FEW:
+        return [
+            bind(_UPDATE_ALIKE, status, now, now, *texts, log_count) + some
+            for (status, *texts, log_count), names in alike.items()
+            for some in keys(names)
+        ]
+    rows = [
+        (task_id, log_count, status, *texts)
+        for (status, *texts, log_count), names in alike.items()
+        for task_id in names
+    ]
+    return [bind(_UPDATE_ENDED, piece, now, now) for piece in pieces(sorted(rows))]
+
+
+def pieces(rows: Iterable[tuple[object, ...]]) -> list[bytes]:
+    """The rows as JSON lists, none of them too long."""
+    return [b"[" + piece + b"]" for piece in _slices([encode(row) for row in rows])]
+
+
+def _slices(parts: Iterable[bytes]) -> Iterator[bytes]:
+    some: list[bytes] = []
+    size = 0
+    for part in parts:
+        if some and size + len(part) > PIECE:
+            yield b",".join(some)
+            some, size = [], 0
+        some.append(part)
+        size += len(part)
+    if some:
+        yield b",".join(some)

@@ -1,0 +1,346 @@
+"""What nodes leave in Redis, and what they tell each other through it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import redis
+import trio
+import trio.testing
+
+from atm.coordinator import CancelRequest, TaskEvent
+from atm.coordinators import redis as module
+from atm.coordinators.redis import RedisCoordinator
+from atm.nursery.balance import LeastTask
+from atm.task import Status
+from contracts.hall import PATIENCE, PATIENT_TTL, Hall, hint, leading, redis_hall, serving, worker
+from coordinators.conftest import OpenNode, eventually, settings_of
+from servers import RedisServer
+
+
+@pytest.fixture
+async def hall(redis_server: RedisServer) -> Any:
+    async with redis_hall(redis_server) as opened, serving(opened.coordinator), leading(opened.coordinator):
+        yield opened
+
+
+def keys(server: RedisServer) -> set[str]:
+    """But for those that come and go by themselves."""
+    return set(server.call("KEYS", "*")) - {"scheduler:leader", "scheduler:bell", "scheduler:probe"}
+
+
+# what an operator sees
+
+
+async def test_an_operator_finds_workers_leader_and_queues(hall: Hall, redis_server: RedisServer) -> None:
+    await hall.worker("w1", types=["a", "b:c"], capacity=3, load=1, address="http://10.0.0.1:8080", last_seen=5.25)
+    await hall.push("a1", "a2", "x3")
+    await hall.push("a4", priority=1)
+    await hall.push("a5", delay=1000)
+    await hall.overview()
+    assert redis_server.call("GET", "scheduler:leader") == "node-1"
+    assert redis_server.call("LLEN", "queue:high") == 1
+    assert redis_server.call("LRANGE", "queue:normal", 0, -1) == ["a1:a", "a2:a", "x3:x"]
+    assert redis_server.call("ZRANGE", "queue:delayed", 0, -1) == ["a5:a:0"]
+    assert redis_server.call("SMEMBERS", "worker:type:b:c") == ["w1"]
+    facts = redis_server.call("HGETALL", "worker:w1")
+    assert dict(zip(facts[::2], facts[1::2], strict=True)) == {
+        "id": "w1",
+        "name": "w1",
+        "address": "http://10.0.0.1:8080",
+        "capacity": "3",
+        "current_load": "1",
+        "supported_types": '["a","b:c"]',
+        "last_heartbeat": "5.250",
+        "draining": "0",
+        "leader": "node-1",
+    }
+    assert 0 < redis_server.call("TTL", "worker:w1") <= 30
+    assert await hall.dispatch() == 2
+    assert redis_server.call("LRANGE", "worker:w1:queue", 0, -1) == ["a4:a:1", "a1:a:0"]
+    await hall.take("w1")
+    assert redis_server.call("LRANGE", "worker:w1:taken", 0, -1) == ["a4:a:1", "a1:a:0"]
+
+
+async def test_parked_tasks_stand_in_lines_of_their_own(hall: Hall, redis_server: RedisServer) -> None:
+    await hall.worker(types=["a"])
+    await hall.push("x1", "y2", "x3")
+    await hall.push("x4", priority=-1)
+    assert await hall.dispatch() == 0
+    assert redis_server.call("LRANGE", "queue:parked:x:0", 0, -1) == ["x1:x", "x3:x"]
+    assert sorted(redis_server.call("SMEMBERS", "queue:parked")) == ["x:-1", "x:0", "y:0"]
+
+
+async def test_types_may_have_colons(hall: Hall) -> None:
+    await hall.worker(types=["mail:send:1"])
+    await hall.coordinator.push([module.Hint("t1", "mail:send:1", -1), module.Hint("t2", "mail:send:1", 1, 0.01)])
+    await hall.sleep(2)
+    assert await hall.serve() == ["t2", "t1"]
+    assert hall.taken["t1"] == module.Hint("t1", "mail:send:1", -1)
+    await hall.block("t1")
+    await hall.coordinator.unblock("mail:send:1", 1)
+    assert await hall.serve() == ["t1"]
+
+
+async def test_keys_return_to_what_they_were(hall: Hall, redis_server: RedisServer) -> None:
+    await hall.overview()
+    before = keys(redis_server)
+    for turn in range(3):
+        await hall.worker(f"w{turn}", types=["a", "b"])
+        names = [f"{kind}{number}" for number in range(5) for kind in "ab"]
+        await hall.push(*names, priority=turn - 1)
+        await hall.push("a-late", delay=1)
+        await hall.sleep(2)
+        taken = await hall.serve(f"w{turn}")
+        await hall.block(*taken[:3], worker_id=f"w{turn}")
+        await hall.coordinator.unblock("a", None)
+        await hall.coordinator.unblock("b", None)
+        await hall.settle(*taken[3:], worker_id=f"w{turn}")
+        taken = await hall.serve_one_by_one(f"w{turn}")
+        await hall.coordinator.unregister(f"w{turn}")
+    await hall.overview()
+    assert keys(redis_server) == before
+
+
+async def test_the_age_of_a_queue_is_that_of_the_id_at_its_head(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 1_760_000_000
+    monkeypatch.setattr(module.time, "time", lambda: made + 30.0)
+    prefix = f"{made * 1000:012x}"
+    task_id = f"{prefix[:8]}-{prefix[8:]}-7abc-8abc-0123456789ab"
+    await hall.coordinator.push([module.Hint(task_id, "a", 0), module.Hint("b", "a", 1)])
+    assert [queue.oldest_age for queue in await hall.queues()] == [0, 30, 0]
+
+
+# hand-over
+
+
+async def test_what_a_worker_does_not_take_goes_to_another(hall: Hall, redis_server: RedisServer) -> None:
+    await hall.worker("deaf", capacity=2)
+    await hall.push("a1", "a2", "a3")
+    assert await hall.dispatch() == 2
+    with trio.fail_after(PATIENCE):
+        while redis_server.call("LLEN", "worker:deaf:queue"):
+            await hall.sleep(1)
+            await hall.dispatch()
+    assert redis_server.call("LRANGE", "queue:normal", 0, -1) == ["a1:a", "a2:a", "a3:a"]
+    assert await hall.dispatch() == 0, "suspect until heard"
+    await hall.worker("other", capacity=2)
+    assert await hall.serve("other") == ["a1", "a2"]
+    assert await hall.dispatch() == 0
+    await hall.settle(worker_id="deaf")
+    assert await hall.dispatch() == 1
+    assert redis_server.call("LRANGE", "worker:deaf:queue", 0, -1) == ["a3:a:0"]
+
+
+async def test_what_a_forgotten_worker_had_goes_back(hall: Hall, redis_server: RedisServer) -> None:
+    await hall.worker("w", capacity=2)
+    await hall.push("a1", "a2", "b3")
+    assert await hall.serve() == ["a1", "a2"]
+    await hall.settle("a1")
+    await hall.dispatch()
+    redis_server.call("DEL", "worker:w")  # as when its time to live is over
+    await hall.dispatch()
+    assert redis_server.call("LRANGE", "queue:normal", 0, -1) == ["a2:a", "b3:b"]
+    assert not {name for name in keys(redis_server) if name.startswith("worker")}
+    await hall.settle("a2")
+    await hall.sleep(1)
+    assert [info.id for info in await hall.workers()] == ["w"], "whoever is heard of is registered again"
+
+
+async def test_a_worker_that_drains_gives_back_what_it_has_not_taken(
+    hall: Hall, redis_server: RedisServer
+) -> None:
+    await hall.worker(capacity=2)
+    await hall.push("a1", "a2")
+    assert await hall.serve() == ["a1", "a2"]
+    await hall.settle("a1", "a2")
+    await hall.push("a3", "a4")
+    await hall.dispatch()
+    await hall.worker(draining=True)
+    await hall.overview()
+    assert redis_server.call("LRANGE", "queue:normal", 0, -1) == ["a3:a", "a4:a"]
+
+
+async def test_a_take_that_is_cancelled_on_its_way_gives_back(open_node: OpenNode) -> None:
+    with RedisServer() as server:
+        node = await open_node(server)
+        async with leading(node):
+            await node.register(worker("w"))
+            await node.push([hint("a1"), hint("a2", 1)])
+            assert await node.dispatch(LeastTask(), 10) == 2
+            server.pause()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(node.take, "w")
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                nursery.cancel_scope.cancel()
+            server.resume()
+            await node.overview()
+            assert server.call("LRANGE", "queue:normal", 0, -1) == ["a1:a"]
+            assert server.call("LRANGE", "queue:high", 0, -1) == ["a2:a"]
+            assert server.call("EXISTS", "worker:w:queue", "worker:w:taken") == 0
+
+
+async def test_an_answer_that_was_lost_is_asked_for_again(redis_db: RedisServer, open_node: OpenNode) -> None:
+    node = await open_node()
+    async with leading(node):
+        await node.register(worker("w"))
+        await node.push([hint("a1"), hint("a2")])
+        assert await node.dispatch(LeastTask(), 10) == 2
+        # As if the answer of an earlier take had not come.
+        redis_db.call("RENAME", "worker:w:queue", "worker:w:taken")
+        with trio.fail_after(20):
+            await node.back()
+            redis_db.call("CLIENT", "KILL", "TYPE", "normal")
+            await node.overview()
+            await node.back()
+            assert [item.task_id for item in await node.take("w")] == ["a1", "a2"]
+
+
+async def test_a_leader_hears_of_other_nodes_pushes(redis_db: RedisServer, open_node: OpenNode) -> None:
+    one, two = await open_node(), await open_node()
+    async with leading(one):
+        await _quiet(one)
+        await two.push([hint("a1")])
+        with trio.fail_after(20):
+            await one.changed()
+        await two.push([hint("a2")])
+        await two.overview()
+        assert redis_db.call("GET", "scheduler:bell") == "1", "rung, and not again until the leader looks"
+        await one.dispatch(LeastTask(), 10)
+        assert redis_db.call("GET", "scheduler:bell") is None
+
+
+async def _quiet(node: RedisCoordinator) -> None:
+    """Until no news comes any more."""
+    while True:
+        await node.dispatch(LeastTask(), 10)
+        with trio.move_on_after(0.3):
+            await node.changed()
+            continue
+        return
+
+
+async def test_a_task_runs_from_node_to_node_without_the_scan_interval(open_node: OpenNode) -> None:
+    one, two = await open_node(), await open_node()
+
+    async def duties() -> None:
+        while True:
+            await one.changed()
+            await one.dispatch(LeastTask(), 100)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.lead, "one:boot", duties)
+        await two.register(worker("w"))
+        for number in range(20):
+            await two.push([hint(f"a{number}")])
+            with trio.fail_after(20):
+                taken = await two.take("w")
+            assert [item.task_id for item in taken] == [f"a{number}"]
+            await two.settle("w", taken, 0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_scripts_come_back_when_redis_has_forgotten_them(hall: Hall, redis_server: RedisServer) -> None:
+    await hall.worker()
+    redis_server.call("SCRIPT", "FLUSH")
+    await hall.push("a1")
+    assert await hall.serve() == ["a1"]
+
+
+# messages
+
+
+async def test_a_cancel_reaches_another_node_and_leaves_a_mark(redis_db: RedisServer, open_node: OpenNode) -> None:
+    one, two = await open_node(), await open_node()
+    got: list[CancelRequest] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(two.listen_cancels, "w", got.append)
+        await one.request_cancel("w", CancelRequest("t1", 3))
+        await eventually(lambda: got)
+        nursery.cancel_scope.cancel()
+    assert got == [CancelRequest("t1", 3)]
+    assert redis_db.call("GET", "task:cancel:t1") == "3"
+    assert 3500 < redis_db.call("TTL", "task:cancel:t1") <= 3600
+
+
+async def test_ends_are_heard_on_all_nodes_once(open_node: OpenNode) -> None:
+    one, two = await open_node(), await open_node()
+    heard: tuple[list[TaskEvent], list[TaskEvent]] = ([], [])
+    end, last = TaskEvent("t1", Status.SUCCESS), TaskEvent("t3", Status.CANCELLED)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(one.listen_events, heard[0].extend)
+        await nursery.start(two.listen_events, heard[1].extend)
+        await one.publish([end, TaskEvent("t2", Status.PROCESSING)])
+        await two.publish([last])
+        await eventually(lambda: last in heard[0] and end in heard[1])
+        nursery.cancel_scope.cancel()
+    assert heard[0] == [end, TaskEvent("t2", Status.PROCESSING), last]
+    assert sorted(event.task_id for event in heard[1]) == ["t1", "t3"], "of other nodes the ends alone"
+
+
+async def test_noise_on_the_channels_does_no_harm(redis_db: RedisServer, open_node: OpenNode) -> None:
+    node = await open_node()
+    ends: list[TaskEvent] = []
+    cancels: list[CancelRequest] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(node.listen_events, ends.extend)
+        await nursery.start(node.listen_cancels, "w", cancels.append)
+        for noise in ("", "x", "a b", "[1]", "\u0000", '{"node":1}'):
+            redis_db.call("PUBLISH", "task:ended", noise)
+            redis_db.call("PUBLISH", "worker:w:cancel", noise)
+        redis_db.call("PUBLISH", "worker:w:cancel", "t1 1")
+        await eventually(lambda: cancels)
+        nursery.cancel_scope.cancel()
+    assert (ends, cancels) == ([], [CancelRequest("t1", 1)])
+
+
+@contextmanager
+def subscribed(server: RedisServer, how: str, name: str) -> Iterator[Any]:
+    with redis.Redis(port=server.port, protocol=2) as client, client.pubsub(ignore_subscribe_messages=True) as ear:
+        getattr(ear, how)(name)
+        assert ear.get_message(timeout=PATIENCE) is None, "the word that it is subscribed"
+        yield ear
+
+
+@pytest.mark.parametrize(("how", "name"), [("subscribe", "task:events"), ("psubscribe", "task:*")])
+async def test_programs_may_listen_to_what_happens_to_tasks(
+    redis_db: RedisServer, open_node: OpenNode, how: str, name: str
+) -> None:
+    node = await open_node()
+    with subscribed(redis_db, how, name) as ear:
+        await node.publish([TaskEvent(f"t-{status}", status) for status in Status])
+        await node.overview()
+        messages = iter(lambda: ear.get_message(timeout=1), None)
+        told = [json.loads(m["data"]) for m in messages if m["channel"] == b"task:events"]
+    assert [(event["event"], event["task_id"], event["status"]) for event in told] == [
+        ("task_created", "t-PENDING", "PENDING"),
+        ("task_assigned", "t-PROCESSING", "PROCESSING"),
+        ("task_completed", "t-SUCCESS", "SUCCESS"),
+        ("task_failed", "t-FAILED", "FAILED"),
+        ("task_failed", "t-TIMEOUT", "TIMEOUT"),
+        ("task_cancelled", "t-CANCELLED", "CANCELLED"),
+    ]
+
+
+async def test_with_a_prefix_nothing_stands_or_is_said_without_it(redis_db: RedisServer) -> None:
+    node = RedisCoordinator(settings_of(redis_db, prefix="{atm}"), leader_ttl=PATIENT_TTL)
+    got: list[CancelRequest] = []
+    async with serving(node), leading(node), trio.open_nursery() as nursery:
+        await nursery.start(node.listen_cancels, "w", got.append)
+        await node.register(worker("w"))
+        await node.push([hint("x1"), hint("a2"), hint("a3", 0, 60)])
+        assert await node.dispatch(LeastTask(), 10) == 1
+        assert [item.task_id for item in await node.take("w")] == ["a2"]
+        await node.begin_rebuild()
+        await node.end_rebuild()
+        redis_db.call("PUBLISH", "{atm}worker:w:cancel", "t1 1")
+        await eventually(lambda: got)
+        assert all(name.startswith("{atm}") for name in redis_db.call("KEYS", "*"))
+        assert all(name.startswith("{atm}") for name in redis_db.call("PUBSUB", "CHANNELS"))
+        nursery.cancel_scope.cancel()
