@@ -75,10 +75,10 @@ def serve(
 def migrate(config_path: str | None) -> None:
     """Bring the cluster's database to this version's schema. Every node does so by itself when it starts."""
     try:
-        version = trio.run(Node(configuration.load(config_path)).migrate)
+        found = trio.run(Node(configuration.load(config_path)).migrate)
     except AtmError as error:
         sys.exit(_report(error))
-    click.echo(f"the schema has version {version}")
+    click.echo(f"the schema is up to date; before, it had version {found}" if found else "the schema is made")
 
 
 @main.command()

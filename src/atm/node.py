@@ -79,7 +79,7 @@ class Node:
             self._stop.set()
 
     async def migrate(self) -> int:
-        """Bring the cluster's database to this version's schema; its version then.
+        """Bring the cluster's database to this version's schema; the version it had before, 0 for none.
 
         Raises: ConfigError where the store is the embedded one, which needs no such thing; StartError.
         """

@@ -31,7 +31,7 @@ from atm.metrics import Metrics
 from atm.nursery import recovery, scanner
 from atm.nursery.election import stand_in
 from atm.nursery.heartbeat import beat
-from atm.nursery.worker import Worker, about, persist
+from atm.nursery.worker import Worker, about
 from atm.store import Store
 
 SHUTDOWN = "shutdown"
@@ -46,6 +46,9 @@ STUCK_MARGIN = 2.0
 ENROL_INTERVAL = 0.5
 ENROL_MARGIN = 1.0
 """Seconds between two tries to get a lease under an id that is in use, and beyond that lease's end."""
+
+CLAIM_PATIENCE = 2.0
+"""Seconds that a stopping node waits for the store to answer a claim."""
 
 RECORD_PATIENCE = 10.0
 """Seconds that a stopping node waits for the store to take the last outcomes."""
@@ -183,11 +186,14 @@ async def _run_tasks(parts: Parts, worker: Worker, stop: trio.Event) -> None:
     while not await _run_under_lease(parts, worker, stop):
         parts.metrics.lease_losses.inc()
         logger.error("the worker's lease was lost: its tasks are given to others")
-        await worker.all_recorded()
+        await _record_rest(worker)
         former = worker.lease
         if not await _enrol(worker, stop):
             return
-        await persist(partial(worker.reconcile, older_than=0, lease=former), "release the former lease's tasks")
+        try:
+            await worker.reconcile(older_than=0, lease=former)
+        except StoreUnavailable as error:
+            logger.error("the former lease's tasks are left to the leader: %s", error)
     await _leave(parts, worker)
 
 
@@ -199,8 +205,10 @@ async def _enrol(worker: Worker, stop: trio.Event) -> bool:
     patience: float | None = None
     while not stop.is_set():
         try:
-            await persist(worker.enrol, "get a lease")
+            await worker.enrol()
             return True
+        except StoreUnavailable as error:
+            logger.error("cannot get a lease yet: %s", error)
         except WorkerIdTaken as taken:
             if taken.wait is None or (patience is not None and trio.current_time() > patience):
                 raise
@@ -220,7 +228,8 @@ async def _run_under_lease(parts: Parts, worker: Worker, stop: trio.Event) -> bo
                     intake.start_soon(worker.intake, runs)
                     intake.start_soon(worker.poll, runs)
                     await stop.wait()
-                    intake.cancel_scope.cancel(reason=SHUTDOWN)
+                    worker.end_intake()
+                    intake.cancel_scope.deadline = trio.current_time() + CLAIM_PATIENCE
                 # Not in here: what cancels the runs must not be cancelled with them.
                 holding.start_soon(_drain, parts, worker, runs)
             holding.cancel_scope.cancel(reason=SHUTDOWN)

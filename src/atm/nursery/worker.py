@@ -6,10 +6,11 @@ take ──▶ claim ──▶ run (one task each, in the runs' nursery) ──�
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import trio
@@ -84,6 +85,8 @@ class Worker:
         self._coordinator = coordinator
         self._metrics = metrics
         self._one_claim = trio.Lock()
+        self._intake_ended = False
+        self._waits: set[trio.CancelScope] = set()
         self._claiming: set[str] = set()
         self._early_cancels: set[tuple[str, int]] = set()
         self._ended: list[Run] = []
@@ -129,25 +132,48 @@ class Worker:
     # intake: stops first
 
     async def intake(self, runs: trio.Nursery) -> None:
-        """Claim what is handed over and start it in ``runs``, until cancelled."""
-        while True:
-            hints = await self._coordinator.take(self.id)
-            async with self._one_claim:
-                await self._claim_and_start(hints, runs)
+        """Claim what is handed over and start it in ``runs``, until ``end_intake``."""
+        while not self._intake_ended:
+            hints: list[Hint] = []
+            with self._interruptible():
+                hints = await self._coordinator.take(self.id)
+            if hints:
+                async with self._one_claim:
+                    await self._claim_and_start(hints, runs)
 
     async def poll(self, runs: trio.Nursery) -> None:
-        """While no coordinator can be reached, look for work in the store, until cancelled."""
+        """While no coordinator can be reached, look for work in the store, until ``end_intake``."""
         task_types = sorted(self.executors)
-        while True:
-            await self._coordinator.away()
+        while not self._intake_ended:
+            with self._interruptible():
+                await self._coordinator.away()
             async with self._one_claim:
-                free = min(self.capacity - self.load, POLL_BATCH)
+                free = 0 if self._intake_ended else min(self.capacity - self.load, POLL_BATCH)
                 claimed = []
                 if free > 0:
                     claimed = await persist(lambda: self._store.poll(self.lease, task_types, free), "poll")  # noqa: B023
                 await self._start_runs(claimed, runs)
             if len(claimed) < POLL_BATCH:
-                await trio.sleep(POLL_INTERVAL)
+                with self._interruptible():
+                    await trio.sleep(POLL_INTERVAL)
+
+    def end_intake(self) -> None:
+        """Take nothing more. A claim under way is finished and what it got is run."""
+        self._intake_ended = True
+        for scope in self._waits:
+            scope.cancel()
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """A wait that ``end_intake`` ends."""
+        with trio.CancelScope() as scope:
+            self._waits.add(scope)
+            if self._intake_ended:
+                scope.cancel()
+            try:
+                yield
+            finally:
+                self._waits.discard(scope)
 
     async def _claim_and_start(self, hints: list[Hint], runs: trio.Nursery) -> None:
         free = max(0, self.capacity - self.load)

@@ -7,12 +7,13 @@ Every store reads the rows under its lock, decides here, and writes exactly the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from atm.store import CancelState, CancelVerdict, Finished, NewTask, Outcome, Recovered
+from atm.errors import IdempotencyConflict
+from atm.store import CancelState, CancelVerdict, Created, Finished, NewTask, Outcome, Recovered
 from atm.task import MAX_RECOVERIES, REOPENABLE, LogType, Status, TaskType
 
 SWEEP_FIRST = 2_000
@@ -117,6 +118,29 @@ def same_request(task: NewTask, task_type: str, payload_json: str) -> bool:
 
 def _canonical(text: str) -> str:
     return json.dumps(json.loads(text), sort_keys=True)
+
+
+Owners = dict[str, tuple[str, str, str]]
+"""By idempotency key: id, type and payload of the task that has it."""
+
+
+def replays(tasks: Sequence[NewTask], owners: Owners) -> list[Created | None]:
+    """For each task of a call the receipt of the one that has its key already; the new ones own theirs then.
+
+    Raises: IdempotencyConflict; no key of the call is owned then.
+    """
+    mine: Owners = {}
+    replays: list[Created | None] = []
+    for index, task in enumerate(tasks):
+        key = task.idempotency_key
+        owner = None if key is None else mine.get(key) or owners.get(key)
+        if owner is not None and not same_request(task, owner[1], owner[2]):
+            raise IdempotencyConflict(index, owner[0])
+        if owner is None and key is not None:
+            mine[key] = (task.task_id, task.task_type, task.payload_json)
+        replays.append(None if owner is None else Created(owner[0], replayed=True))
+    owners |= mine
+    return replays
 
 
 def due(task: NewTask, now: int) -> tuple[int, int | None]:

@@ -88,9 +88,6 @@ _read_waiting = msgspec.json.Decoder(list[tuple[str, str, int, int]]).decode
 _read_page = msgspec.json.Decoder(list[tuple[str, str, int, int, int]]).decode
 _read_held = msgspec.json.Decoder(list[tuple[str, int, int, int | None]]).decode
 
-Owners = dict[str, tuple[str, str, str]]
-"""By idempotency key: id, type and payload of the task that has it."""
-
 _NO_LEASE = Refused(Refusal.NO_LEASE)
 _GONE = Refused(Refusal.GONE)
 _BLOCKED = Refused(Refusal.BLOCKED)
@@ -424,7 +421,7 @@ class MySqlStore:
         receipts: list[tuple[Call, list[Created | NewTask]]] = []
         for call in calls:
             try:
-                replays = _replays(call.rows, owners) if keyed else repeat(None)
+                replays = decide.replays(call.rows, owners) if keyed else repeat(None)
             except IdempotencyConflict as conflict:
                 call.fail(conflict)
                 continue
@@ -440,7 +437,7 @@ class MySqlStore:
         for call, made in receipts:
             call.succeed([_receipt(item, now) for item in made])
 
-    async def _owners(self, calls: list[Call], tx: _Transaction) -> Owners:
+    async def _owners(self, calls: list[Call], tx: _Transaction) -> decide.Owners:
         wanted = keys(
             task.idempotency_key for call in calls for task in call.rows if task.idempotency_key is not None
         )
@@ -777,25 +774,6 @@ def _judge(calls: list[Call], judge: Callable[[Any], tuple[Any, Change | End | N
                 changes[cast("str", change.seq)] = change
         call.succeed(verdicts)
     return changes
-
-
-def _replays(tasks: Sequence[NewTask], owners: Owners) -> list[Created | None]:
-    """For each task of a call the receipt of the one that has its key already; the new ones own theirs then.
-
-    Raises: IdempotencyConflict; no key of the call is owned then.
-    """
-    mine: Owners = {}
-    replays: list[Created | None] = []
-    for index, task in enumerate(tasks):
-        key = task.idempotency_key
-        owner = None if key is None else mine.get(key) or owners.get(key)
-        if owner is not None and not decide.same_request(task, owner[1], owner[2]):
-            raise IdempotencyConflict(index, owner[0])
-        if owner is None and key is not None:
-            mine[key] = (task.task_id, task.task_type, task.payload_json)
-        replays.append(None if owner is None else Created(owner[0], replayed=True))
-    owners |= mine
-    return replays
 
 
 def _receipt(item: Created | NewTask, now: int) -> Created:

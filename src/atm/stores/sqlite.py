@@ -478,7 +478,7 @@ class SqliteStore:
         values: list[Any] = []
         for call in calls:
             try:
-                replays = _replays(call.rows, owners) if keys else repeat(None)
+                replays = decide.replays(call.rows, owners) if keys else repeat(None)
             except IdempotencyConflict as conflict:
                 call.fail(conflict)
                 continue
@@ -487,7 +487,7 @@ class SqliteStore:
             )
         self._insert(INSERT_TASK, 13, values)
 
-    def _owners(self, keys: list[str]) -> dict[str, tuple[str, str, str]]:
+    def _owners(self, keys: list[str]) -> decide.Owners:
         marks = ",".join("?" * len(keys))
         rows = self._db.execute(
             "SELECT idempotency_key, task_id, task_type, payload FROM task "  # noqa: S608 - marks
@@ -754,25 +754,6 @@ _UPDATE_PROGRESS = (
 def _to_json(value: object) -> str:
     # As text: SQLite 3.45.0 refuses JSON that comes as bytes.
     return _encode(value).decode()
-
-
-def _replays(tasks: Sequence[NewTask], owners: dict[str, tuple[str, str, str]]) -> list[Created | None]:
-    """For each task of a call the receipt of the one that has its key already; the new ones own theirs then.
-
-    Raises: IdempotencyConflict; no key of the call is owned then.
-    """
-    mine: dict[str, tuple[str, str, str]] = {}
-    replays: list[Created | None] = []
-    for index, task in enumerate(tasks):
-        key = task.idempotency_key
-        owner = None if key is None else mine.get(key) or owners.get(key)
-        if owner is not None and not decide.same_request(task, owner[1], owner[2]):
-            raise IdempotencyConflict(index, owner[0])
-        if owner is None and key is not None:
-            mine[key] = (task.task_id, task.task_type, task.payload_json)
-        replays.append(None if owner is None else Created(owner[0], replayed=True))
-    owners |= mine
-    return replays
 
 
 def _by_verb(calls: list[Call]) -> Iterable[tuple[tuple[Callable[..., None], Any], list[Call]]]:
