@@ -237,8 +237,15 @@ async def live(folder: Path, count: int, capacity: int, waiting: int, meter: Met
 async def settled(coordinator: Coordinator) -> None:
     """Return when the queues, rebuilt at the start, do not grow any more."""
     length = -1
-    while length != (length := sum(queue.length for queue in coordinator.queues())):  # noqa: ASYNC110 - none tells
+    while length != (length := await queued(coordinator)):
         await trio.sleep(0.3)
+
+
+async def queued(coordinator: Coordinator) -> int:
+    """Tasks that are ready to run."""
+    overview = await coordinator.overview()
+    assert overview is not None  # the local one always knows
+    return sum(queue.length for queue in overview.queues)
 
 
 async def over_http(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -57,10 +58,12 @@ class NodeProcess:
         return self
 
     def _wait_for_ports(self) -> dict[str, int]:
+        wanted = sum(self._settings[part].get("enabled", True) for part in ("server", "metrics"))
         deadline = time.monotonic() + START_PATIENCE
         while time.monotonic() < deadline and self._process.poll() is None:
-            found = {name: int(port) for name, port in _URL.findall(self._output.read_text())}
-            if len(found) == 2:
+            text = self._output.read_text()
+            found = {name: int(port) for name, port in _URL.findall(text)}
+            if len(found) == wanted and " is ready\n" in text:
                 return found
             time.sleep(0.005)
         raise RuntimeError(f"the node did not start:\n{self._output.read_text()}")
@@ -72,6 +75,17 @@ class NodeProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended."""
+        return self._process.wait(STOP_PATIENCE)
 
     @property
     def port(self) -> int:
@@ -93,5 +107,10 @@ class NodeProcess:
         return int(found[1]) / 1024 if found else 0.0
 
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What the process has used, of all cores."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from atm.store import Claimed, Lease, LogRow, NewTask, Outcome, Store
-from atm.task import Status, Task, legal_path, new_task_id
+from atm.task import Status, Task, TaskType, legal_path, new_task_id
 
 
 @dataclass
@@ -55,6 +55,10 @@ class Bench:
     async def running(self, **fields: Any) -> Task:
         """A new task, claimed."""
         return await self.claim(await self.create(**fields))
+
+    async def configure(self, task_type: str, **changes: Any) -> TaskType:
+        """Change these settings of the type; all of them as they are then."""
+        return await self.store.change_task_type(task_type, changes)
 
     async def finish(self, task: Task, status: Status, **fields: Any) -> Status | None:
         """The verdict's status."""

@@ -28,7 +28,7 @@ async def test_a_claim_is_logged_with_worker_and_attempt(bench: Bench) -> None:
 
 async def test_a_claim_brings_the_settings_of_the_type(bench: Bench) -> None:
     settings = TaskType(task_type="echo", retry_strategy=RetryStrategy.FIXED, retry_delay=7, backoff_rate=3)
-    await bench.store.put_task_type(settings)
+    await bench.configure("echo", retry_strategy=RetryStrategy.FIXED, retry_delay=7, backoff_rate=3)
     (verdict,) = await bench.store.claim(await bench.lease(), [await bench.create()])
     assert isinstance(verdict, Claimed)
     assert verdict.settings == settings
@@ -61,7 +61,7 @@ async def test_a_task_whose_time_has_not_come_says_how_long(bench: Bench) -> Non
 
 
 async def test_verdicts_come_row_by_row_in_the_order_asked(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="off", enabled=False))
+    await bench.configure("off", enabled=False)
     one, two = await bench.create_many(2)
     off, later = await bench.create(task_type="off"), await bench.create(delay=9)
     verdicts = await bench.claims([two, "unknown", later, off, one, two])
@@ -75,7 +75,7 @@ async def test_a_task_asked_for_twice_in_a_call_is_claimed_once(bench: Bench) ->
 
 
 async def test_a_refusal_is_repeated_for_a_repeated_id(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="off", enabled=False))
+    await bench.configure("off", enabled=False)
     off, later = await bench.create(task_type="off"), await bench.create(delay=9)
     verdicts = await bench.claims([off, later, off, later])
     assert verdicts == ["blocked", "not_due", "blocked", "not_due"], "neither is gone"
@@ -97,7 +97,7 @@ async def test_an_empty_claim_claims_nothing(bench: Bench) -> None:
 
 
 async def test_a_cap_holds_within_a_call_and_across_calls(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="echo", max_concurrent=2))
+    await bench.configure("echo", max_concurrent=2)
     task_ids = await bench.create_many(4)
     assert await bench.claims(task_ids[:3]) == ["claimed", "claimed", "blocked"]
     assert await bench.claims(task_ids[2:], "worker-2") == ["blocked", "blocked"]
@@ -106,13 +106,13 @@ async def test_a_cap_holds_within_a_call_and_across_calls(bench: Bench) -> None:
 
 
 async def test_a_cap_holds_up_no_other_type(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="echo", max_concurrent=1))
+    await bench.configure("echo", max_concurrent=1)
     task_ids = [*await bench.create_many(2), *await bench.create_many(2, task_type="other")]
     assert await bench.claims(task_ids) == ["claimed", "blocked", "claimed", "claimed"]
 
 
 async def test_every_end_of_an_attempt_makes_room(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="echo", max_concurrent=1))
+    await bench.configure("echo", max_concurrent=1)
     waiting = await bench.create()
     for status in (Status.SUCCESS, Status.FAILED, Status.TIMEOUT, Status.CANCELLED, Status.PENDING):
         task = await bench.running()
@@ -123,7 +123,7 @@ async def test_every_end_of_an_attempt_makes_room(bench: Bench) -> None:
 
 
 async def test_a_lost_worker_makes_room(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="echo", max_concurrent=1))
+    await bench.configure("echo", max_concurrent=1)
     await bench.running()
     await bench.lose()
     assert len(await bench.store.recover(10)) == 1
@@ -131,23 +131,23 @@ async def test_a_lost_worker_makes_room(bench: Bench) -> None:
 
 
 async def test_refused_tasks_take_no_room(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="echo", max_concurrent=1))
+    await bench.configure("echo", max_concurrent=1)
     task_ids = [await bench.create(delay=60), await bench.create()]
     assert await bench.claims([*task_ids, "unknown"]) == ["not_due", "claimed", "gone"]
 
 
 async def test_a_disabled_type_waits_until_it_is_enabled(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="echo", enabled=False, max_concurrent=5))
+    await bench.configure("echo", enabled=False, max_concurrent=5)
     task_id = await bench.create()
     assert await bench.claims([task_id]) == ["blocked"]
-    await bench.store.put_task_type(TaskType(task_type="echo"))
+    await bench.configure("echo", enabled=True)
     assert await bench.claims([task_id]) == ["claimed"]
 
 
 async def test_a_cap_below_what_runs_stops_nothing_and_admits_nothing(bench: Bench) -> None:
     task_ids = await bench.create_many(4)
     assert await bench.claims(task_ids[:3]) == ["claimed"] * 3
-    await bench.store.put_task_type(TaskType(task_type="echo", max_concurrent=1))
+    await bench.configure("echo", max_concurrent=1)
     assert await bench.claims([task_ids[3]]) == ["blocked"]
     assert await bench.store.running("echo") == 3
 
@@ -205,7 +205,7 @@ async def test_of_many_claimers_one_gets_each_task(bench: Bench) -> None:
 
 
 async def test_many_claimers_never_exceed_a_cap(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="echo", max_concurrent=3))
+    await bench.configure("echo", max_concurrent=3)
     task_ids = await bench.create_many(20)
     verdicts: list[str] = []
 

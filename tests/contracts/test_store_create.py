@@ -57,20 +57,20 @@ async def test_a_type_nobody_configured_gets_the_common_defaults(bench: Bench) -
 
 
 async def test_the_types_settings_fill_in_what_a_create_leaves_open(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="slow", default_timeout=900, default_max_retry=9))
+    await bench.configure("slow", default_timeout=900, default_max_retry=9)
     task = await bench.get(await bench.create(task_type="slow"))
     assert (task.timeout, task.max_retry) == (900.0, 9)
 
 
 async def test_what_a_create_asks_for_wins_over_the_types_settings(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="slow", default_timeout=900, default_max_retry=9))
+    await bench.configure("slow", default_timeout=900, default_max_retry=9)
     task = await bench.get(await bench.create(task_type="slow", timeout=0.5, max_retry=0))
     assert (task.timeout, task.max_retry) == (0.5, 0)
 
 
 async def test_settings_put_later_leave_older_tasks_alone(bench: Bench) -> None:
     task_id = await bench.create(task_type="slow")
-    await bench.store.put_task_type(TaskType(task_type="slow", default_timeout=900))
+    await bench.configure("slow", default_timeout=900)
     assert (await bench.get(task_id)).timeout == 300.0
 
 
@@ -266,8 +266,8 @@ PAIRS = [("a", "a "), ("a", "A"), ("é", "e\u0301"), ("ß", "ss"), ("a", "a\u200
 async def test_keys_compare_as_bytes(bench: Bench, one: str, other: str) -> None:
     tail = new_task_id()
     ids = [f"{tail}{one}", f"{tail}{other}"]
-    await bench.store.put_task_type(TaskType(task_type=one, default_max_retry=1))
-    await bench.store.put_task_type(TaskType(task_type=other, default_max_retry=2))
+    await bench.configure(one, default_max_retry=1)
+    await bench.configure(other, default_max_retry=2)
     tasks = [
         new_task(name, task_id=task_id, idempotency_key=name)
         for name, task_id in zip((one, other), ids, strict=True)

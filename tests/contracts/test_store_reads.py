@@ -193,7 +193,7 @@ async def test_settings_are_kept_whole_and_replaced_whole(bench: Bench) -> None:
     await bench.store.put_task_type(first)
     assert await bench.store.task_types() == {"a": first}
     await bench.store.put_task_type(second)
-    await bench.store.put_task_type(TaskType(task_type="A"))
+    await bench.configure("A")
     assert await bench.store.task_types() == {"a": second, "A": TaskType(task_type="A")}
 
 

@@ -9,7 +9,7 @@ import trio
 
 from atm.errors import StoreUnavailable
 from atm.store import Lease, Note, Outcome, Store, TaskFilter
-from atm.task import Status, TaskType
+from atm.task import Status
 from contracts.bench import Bench, OpenBench, failure_of, new_task
 
 
@@ -89,7 +89,7 @@ async def test_a_data_error_of_one_verb_leaves_the_others_in_its_group_alone(ben
             nursery.start_soon(finish, number)
             nursery.start_soon(create)
         nursery.start_soon(bench.store.cancel, [waiting])
-        nursery.start_soon(bench.store.put_task_type, TaskType(task_type="t", max_concurrent=4))
+        nursery.start_soon(bench.store.change_task_type, "t", {"max_concurrent": 4})
     assert ends == [Status.SUCCESS] * 6
     assert all(errors)
     assert await bench.steps(waiting) == ["None PENDING", "PENDING CANCELLED"]
@@ -165,7 +165,8 @@ VERBS: dict[str, Callable[[Store], Awaitable[object]]] = {
     "purge": lambda store: store.purge(1, 1),
     "register": lambda store: store.register("w", 1, []),
     "retire": lambda store: store.retire(_LEASE),
-    "put_task_type": lambda store: store.put_task_type(TaskType(task_type="a")),
+    "poll": lambda store: store.poll(_LEASE, ["a"], 1),
+    "change_task_type": lambda store: store.change_task_type("a", {"enabled": False}),
     "ping": lambda store: store.ping(),
     "get": lambda store: store.get("a"),
     "logs": lambda store: store.logs("a"),

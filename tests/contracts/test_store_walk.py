@@ -287,7 +287,7 @@ STEPS: list[Callable[[Walk], Awaitable[None]]] = [
 async def _walk(open_bench: OpenBench, seed: int, steps: list[int]) -> None:
     async with open_bench() as bench:
         walk = Walk(bench, random.Random(seed))
-        await bench.store.put_task_type(TaskType(task_type="capped", max_concurrent=2))
+        await bench.configure("capped", max_concurrent=2)
         for _ in WORKERS * 2:
             await walk.register()
         await walk.create()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,16 @@ from .node import Life
 from .wire import Wire
 
 PAGE = 500
+
+TABLE_TASKS = """
+SELECT task_id, task_type, status, HEX(payload), HEX(result),
+       attempt, retry_count, max_retry, recoveries, releases FROM task
+"""
+TABLE_LOGS = """
+SELECT task_id, log_type, from_status, to_status, HEX(message), attempt, created_at
+FROM task_logs ORDER BY task_id, log_id
+"""
+"""Texts as hexadecimal digits: the client that prints the rows writes some characters in other ways."""
 
 SELECT_LOGS = """
 SELECT coalesce(task.task_id, 'seq ' || log.seq) AS task_id, log.*
@@ -110,15 +120,44 @@ def _stored(row: sqlite3.Row) -> Stored:
     )
 
 
-def read_runs(path: Path) -> tuple[dict[tuple[str, int], RunLines], list[tuple[str, int]]]:
+def read_tables(sql: Callable[[str], str]) -> tuple[dict[str, Stored], dict[str, list[LogRow]]]:
+    """The tasks and logs of a cluster's store; ``sql`` answers a line for a row, a tab between columns."""
+    tasks: dict[str, Stored] = {}
+    for line in sql(TABLE_TASKS).splitlines():
+        task_id, task_type, status, payload, result, *counts = line.split("\t")
+        written = _text(result)
+        held = None if written is None else json.loads(written)
+        tasks[task_id] = Stored(
+            task_id, task_type, status, json.loads(_text(payload) or ""), held, *map(int, counts)
+        )
+    logs: dict[str, list[LogRow]] = {}
+    for line in sql(TABLE_LOGS).splitlines():
+        task_id, log_type, source, target, message, attempt, at_ms = line.split("\t")
+        row = LogRow(
+            log_type,
+            _known(source),
+            _known(target),
+            _text(message) or "",
+            None if attempt == "NULL" else int(attempt),
+            int(at_ms),
+        )
+        logs.setdefault(task_id, []).append(row)
+    return tasks, logs
+
+
+def _known(cell: str) -> str | None:
+    return None if cell == "NULL" else cell
+
+
+def _text(cell: str) -> str | None:
+    return None if cell == "NULL" else bytes.fromhex(cell).decode()
+
+
+def read_runs(*paths: Path) -> tuple[dict[tuple[str, int], RunLines], list[tuple[str, int]]]:
     """The runs by task and attempt; and those attempts that started more than once."""
     runs: dict[tuple[str, int], RunLines] = {}
     twice: list[tuple[str, int]] = []
-    for line in path.read_text().splitlines():
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue  # empty, or torn by a kill
+    for found in _lines(paths):
         key = found["task"], found["attempt"]
         if found["what"] == "start":
             if key in runs:
@@ -127,6 +166,15 @@ def read_runs(path: Path) -> tuple[dict[tuple[str, int], RunLines], list[tuple[s
         elif key in runs:
             runs[key].end_ns = found["at_ns"]
     return runs, twice
+
+
+def _lines(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        for line in path.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue  # empty, or torn by a kill
 
 
 async def read_api(wire: Wire) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from contracts.bench import OpenBench, new_task, outcome
 
 async def test_everything_is_there_after_a_new_start(serve: OpenBench) -> None:
     async with serve() as bench:
-        await bench.store.put_task_type(TaskType(task_type="capped", max_concurrent=1))
+        await bench.configure("capped", max_concurrent=1)
         ended = await bench.ended(Status.FAILED, payload_json='{"a":1.50}', idempotency_key="k")
         waiting = await bench.get(await bench.create(task_type="capped", delay=5))
         logs = await bench.logs(ended.task_id)
@@ -39,7 +39,7 @@ async def test_everything_is_there_after_a_new_start(serve: OpenBench) -> None:
 
 async def test_caps_hold_across_a_new_start(serve: OpenBench) -> None:
     async with serve() as bench:
-        await bench.store.put_task_type(TaskType(task_type="echo", max_concurrent=1))
+        await bench.configure("echo", max_concurrent=1)
         await bench.running()
     async with serve() as bench:
         assert await bench.claims([await bench.create()]) == ["blocked"]

@@ -92,9 +92,9 @@ async def test_with_a_full_disk_the_node_lives_and_nothing_answered_is_lost(serv
 async def test_settings_that_could_not_be_stored_are_not_shown(serve: OpenBench) -> None:
     async with serve() as bench:
         before = TaskType(task_type="a", max_concurrent=1)
-        await bench.store.put_task_type(before)
+        assert await bench.configure("a", max_concurrent=1) == before
         with _full_disk(bench):
-            error = await failure_of(bench.store.put_task_type(TaskType(task_type="b" * 9000)))
+            error = await failure_of(bench.configure("b" * 9000))
             assert isinstance(error, StoreUnavailable)
         assert await bench.store.task_types() == {"a": before}
         assert await bench.claims(await bench.create_many(2, task_type="a")) == ["claimed", "blocked"]
@@ -236,11 +236,11 @@ async def test_what_a_store_keeps_in_mind_is_undone_with_its_transaction(serve: 
         store = bench.store
         assert isinstance(store, SqliteStore)
         before = TaskType(task_type="a", max_concurrent=1)
-        await store.put_task_type(before)
+        assert await bench.configure("a", max_concurrent=1) == before
         lease, retiring = await bench.lease("worker-1"), await bench.lease("worker-2")
         undone = [
-            Call(store._put_task_type, TaskType(task_type="a", enabled=False), (), 0),
-            Call(store._put_task_type, TaskType(task_type="echo", enabled=False), (), 0),
+            Call(store._change_task_type, ("a", '{"enabled":false}'), (), 0),
+            Call(store._change_task_type, ("echo", '{"enabled":false}'), (), 0),
             Call(store._register, ("worker-1", 1, ()), (), 0),
             Call(store._retire, retiring, (), 0),
             _call(_failing(_away())),

@@ -47,7 +47,7 @@ async def _plans_of(bench: Bench, verb: Callable[[Bench], Awaitable[object]]) ->
 
 
 async def _fill(bench: Bench) -> None:
-    await bench.store.put_task_type(TaskType(task_type="capped", max_concurrent=2))
+    await bench.configure("capped", max_concurrent=2)
     for status in (Status.SUCCESS, Status.FAILED, Status.CANCELLED):
         await bench.ended(status)
     await bench.advance(100)
@@ -89,6 +89,11 @@ async def _purge(bench: Bench) -> None:
     assert await bench.store.purge(1, 10)
 
 
+async def _poll(bench: Bench) -> None:
+    await bench.advance(1)
+    assert await bench.store.poll(await bench.lease(), ["capped", "echo"], 5)
+
+
 async def _held(bench: Bench) -> None:
     await bench.store.held(await bench.lease())
 
@@ -111,6 +116,7 @@ VERBS: dict[str, Callable[[Bench], Awaitable[object]]] = {
     "create": lambda bench: bench.store.create([new_task(), new_task(idempotency_key="k")]),
     "claim": lambda bench: bench.running(),
     "claim of a capped type": lambda bench: bench.running(task_type="capped"),
+    "poll": _poll,
     "finish": _finish,
     "cancel": _cancel,
     "reopen": _reopen,

@@ -157,6 +157,8 @@ async def _start_worker_services(root: trio.Nursery, parts: Parts, worker: Worke
         await worker.enrol()
     except WorkerIdTaken as taken:
         logger.warning("%s; tasks run here once its lease is over", taken)
+    except StoreUnavailable as error:
+        logger.error("no lease yet: %s", error)
 
 
 async def _work(parts: Parts, stop: trio.Event) -> None:
