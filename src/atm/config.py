@@ -217,7 +217,11 @@ def masked(config: Config) -> dict[str, Any]:
         return [mask(item) for item in value] if isinstance(value, list) else value
 
     # float() of a Duration: the encoder knows no subclasses.
-    return cast("dict[str, Any]", mask(msgspec.to_builtins(config, enc_hook=float)))
+    plain = msgspec.to_builtins(config, enc_hook=float)
+    shown = cast("dict[str, Any]", mask(plain))
+    # Of the node's own keys all but the hash may be known.
+    shown["server"]["api_keys"] = mask(plain["server"]["api_keys"])
+    return shown
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:

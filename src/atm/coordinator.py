@@ -116,10 +116,11 @@ class Coordinator(Protocol):
 
     # queues
 
-    async def push(self, hints: Sequence[Hint]) -> None:
+    async def push(self, hints: Sequence[Hint], *, swept: bool = False) -> None:
         """Queue tasks by priority; delayed ones join their queue when due.
 
         A hint that is queued twice costs a refused claim; an implementation may leave the second one out.
+        ``swept`` ones are likely to be queued already: they must not pile up, however often they come.
         """
         ...
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
 
 from atm.errors import StoreError
 from atm.store import TaskFilter
@@ -178,7 +180,7 @@ async def test_nothing_is_configured_at_first(bench: Bench) -> None:
     assert await bench.store.task_types() == {}
 
 
-async def test_settings_are_kept_whole_and_replaced_whole(bench: Bench) -> None:
+async def test_settings_are_kept_whole_and_changed_field_by_field(bench: Bench) -> None:
     first = TaskType(
         task_type="a",
         default_timeout=0.5,
@@ -189,12 +191,40 @@ async def test_settings_are_kept_whole_and_replaced_whole(bench: Bench) -> None:
         max_concurrent=3,
         enabled=False,
     )
-    second = TaskType(task_type="a", max_concurrent=1)
-    await bench.store.put_task_type(first)
+    fields = {name: value for name, value in msgspec.structs.asdict(first).items() if name != "task_type"}
+    assert await bench.configure("a", **fields) == first
     assert await bench.store.task_types() == {"a": first}
-    await bench.store.put_task_type(second)
-    await bench.configure("A")
+    second = replace(first, max_concurrent=None, enabled=True)
+    assert await bench.configure("a", max_concurrent=None, enabled=True) == second
+    assert await bench.configure("A") == TaskType(task_type="A"), "nothing changed, all as by default"
     assert await bench.store.task_types() == {"a": second, "A": TaskType(task_type="A")}
+
+
+async def test_changes_at_once_do_not_undo_each_other(bench: Bench) -> None:
+    changes: list[dict[str, object]] = [
+        {"default_timeout": 1.5},
+        {"default_max_retry": 7},
+        {"retry_strategy": "FIXED"},
+        {"retry_delay": 2.5},
+        {"backoff_rate": 3.5},
+        {"max_concurrent": 4},
+        {"enabled": False},
+    ]
+    async with trio.open_nursery() as nursery:
+        for change in changes:
+            nursery.start_soon(bench.store.change_task_type, "a", change)
+    assert await bench.store.task_types() == {
+        "a": TaskType(
+            task_type="a",
+            default_timeout=1.5,
+            default_max_retry=7,
+            retry_strategy=RetryStrategy.FIXED,
+            retry_delay=2.5,
+            backoff_rate=3.5,
+            max_concurrent=4,
+            enabled=False,
+        )
+    }
 
 
 # purge

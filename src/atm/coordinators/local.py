@@ -106,7 +106,7 @@ class LocalCoordinator:
 
     # queues
 
-    async def push(self, hints: Sequence[Hint]) -> None:
+    async def push(self, hints: Sequence[Hint], *, swept: bool = False) -> None:
         now = trio.current_time()
         for hint in hints:
             due = now + hint.delay if hint.delay > 0 else -math.inf

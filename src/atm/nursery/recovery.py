@@ -94,7 +94,7 @@ async def sweep(store: Store, coordinator: Coordinator) -> None:
             if queue.length - queue.parked < PAGE
         ]
         found = await store.sweep(short, PAGE) if short else []
-        await coordinator.push(_hints(found))
+        await coordinator.push(_hints(found), swept=True)
         for task_type in {waiting.task_type for waiting in found}:
             # A type that is blocked by a lost message gets one try.
             await coordinator.unblock(task_type, 1)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 from atm.errors import IdempotencyConflict, StartError, StoreUnavailable, WorkerIdTaken
 from atm.serial import Call
@@ -141,6 +142,15 @@ class _Transaction:
         _, _, now, *found = await self.connection.run(texts.BEGIN, self._set_now, texts.NOW, *reads)
         return now.number, found
 
+    async def lock(self, *reads: bytes) -> tuple[int, list[Result]]:
+        """Like ``begin``, for reads that wait for locks.
+
+        The clock is read again behind them: who held them before has written times later than the beginning.
+        """
+        _, found = await self.begin(*reads, self._set_now, texts.NOW)
+        *found, _, now = found
+        return now.number, found
+
     async def look(self, *statements: bytes) -> tuple[int, list[Result]]:
         """Like ``begin``, but each statement is its own transaction."""
         _, now, *found = await self.connection.run(self._set_now, texts.NOW, *statements)
@@ -148,7 +158,7 @@ class _Transaction:
 
     async def rows(self, task_ids: Iterable[str], logs: Logs) -> tuple[int, dict[str, Row]]:
         """Begin; now, and the rows, locked."""
-        now, found = await self.begin(*(texts.SELECT_ROWS + some + b" FOR UPDATE" for some in keys(task_ids)))
+        now, found = await self.lock(*(texts.SELECT_ROWS + some + b" FOR UPDATE" for some in keys(task_ids)))
         rows: dict[str, Row] = {}
         for log_count, row in _read_rows(joined(found)):
             rows[row.task_id] = row
@@ -455,7 +465,7 @@ class MySqlStore:
     async def _claim(self, lease: Lease, calls: list[Call], tx: _Transaction) -> None:
         types = await self._settings(tx)
         claimable = bind(texts.SELECT_CLAIMABLE, lease.worker_id)
-        now, (alive, limited, *found) = await tx.begin(
+        now, (alive, limited, *found) = await tx.lock(
             bind(texts.SELECT_LEASE, lease.epoch, lease.worker_id),
             b"SELECT task_type FROM task_config WHERE limited",
             *(
@@ -486,7 +496,7 @@ class MySqlStore:
         _share(calls, [])
         if limit < 1 or not (asked := [name for name in task_types if name not in full]):
             return
-        now, (alive, *pages) = await tx.begin(
+        now, (alive, *pages) = await tx.lock(
             bind(texts.SELECT_LEASE, lease.epoch, lease.worker_id), *texts.poll(lease, listing(asked), limit)
         )
         if not alive.rows:
@@ -590,7 +600,7 @@ class MySqlStore:
         if not suspects.rows:
             return
         still = b" AND status = 'PROCESSING' FOR UPDATE SKIP LOCKED"
-        now, found = await tx.begin(*(texts.SELECT_LOST_ROWS + some + still for some in keys(suspects.column)))
+        now, found = await tx.lock(*(texts.SELECT_LOST_ROWS + some + still for some in keys(suspects.column)))
         # Looked up behind the locks: who is not alive now will never be again.
         living = {int(epoch) for epoch in (await tx.run(texts.SELECT_LIVING))[0].column}
         logs = Logs()
@@ -742,6 +752,8 @@ class _Claims:
         del self.found[task_id]  # asked for once more, it is gone
         self._logs.counts[task_id] = log_count
         self._logs.add(decide.claimed(task_id, task.attempt, self.lease.worker_id))
+        if task.started_ms != self._now:  # read before the row was locked
+            task = replace(task, started_ms=self._now)
         return self._claimed(task)
 
     def _claimed(self, task: Task) -> Claimed:

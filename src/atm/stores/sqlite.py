@@ -523,7 +523,7 @@ class SqliteStore:
             ).fetchone()[0]
             for item in _read_claimable(text):
                 found[item[1].task_id] = item
-        room = self._room(task for _, task in found.values()) if self._limited else {}
+        room = self._room(task.task_type for _, task in found.values()) if self._limited else {}
         taken: list[int] = []
 
         def judge(task_id: str) -> Claimed | Refused:
@@ -550,15 +550,20 @@ class SqliteStore:
 
     def _poll(self, argument: tuple[Lease, tuple[str, ...], int], calls: list[Call], now: int) -> None:
         lease, task_types, limit = argument
-        rows = self._db.execute(_SELECT_POLLED, (_to_json(task_types), now, limit)).fetchall()
-        call = Call(self._claim, lease, [task_id for (task_id,) in rows], 0)
+        room = self._room(task_types)
+        # What cannot run now must not stand in the way of what can.
+        able = [name for name in task_types if room.get(name, 1) > 0]
+        due = (self._db.execute(_SELECT_POLLED, (p, _to_json(able), now, limit)).fetchall() for p in QUEUES)
+        rows = [row for page in due for row in page]
+        call = Call(self._claim, lease, [task_id for (task_id,) in rows[:limit]], 0)
         self._claim(lease, [call], now)
         # Of calls joined by chance the first one gets the tasks.
         _share(calls, [])
         calls[0].succeed([verdict for verdict in call.result.unwrap() if isinstance(verdict, Claimed)])
 
-    def _room(self, tasks: Iterable[Task]) -> dict[str, float]:
-        limited = {task.task_type for task in tasks} & self._limited
+    def _room(self, task_types: Iterable[str]) -> dict[str, float]:
+        """How many more tasks of those types that are limited may run."""
+        limited = self._limited.intersection(task_types)
         counts = {name: self._db.execute(_COUNT_RUNNING, (name,)).fetchone()[0] for name in limited}
         room = {name: decide.room(self._types[name], count) for name, count in counts.items()}
         return {name: left for name, left in room.items() if left is not None}
@@ -739,9 +744,9 @@ _SELECT_OVERDUE = (
     "ORDER BY sweep_at, seq LIMIT ?"
 )
 _SELECT_POLLED = (
-    "SELECT task_id FROM task INDEXED BY task_live WHERE status = 'PENDING' AND sweep_at IS NOT NULL "
-    "AND task_type IN (SELECT value FROM json_each(?)) AND due_at <= ? "
-    "ORDER BY priority DESC, sweep_at, seq LIMIT ?"
+    "SELECT task_id FROM task INDEXED BY task_live WHERE status = 'PENDING' AND priority = ? "
+    "AND sweep_at IS NOT NULL AND task_type IN (SELECT value FROM json_each(?)) AND due_at <= ? "
+    "ORDER BY sweep_at, seq LIMIT ?"
 )
 _UPDATE_SWEPT = (
     "UPDATE task SET sweep_at = ? + min(max(? - due_at, ?), ?) WHERE task_id IN (SELECT value FROM json_each(?))"
