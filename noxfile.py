@@ -4,6 +4,7 @@ nox                            tests, lint, types
 nox -s stores                  the contract of the stores on a MySQL server of yours, named by ATM_TEST_MYSQL
 nox -s chaos                   kills real nodes again and again; takes minutes
 nox -s bench                   measures the product on this machine; takes minutes
+nox -s bench -- cluster --only pickup      one of the benchmarks, embedded or cluster, and its options
 nox -s tests -- -k config      what stands behind -- goes to the tool
 
 The tests start MariaDB and Redis themselves, each run its own, and need the programs of both. Where these are
@@ -110,6 +111,9 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmark of the embedded product."""
+    """The benchmarks of the embedded product and of the cluster, or the one that is named, with its options."""
+    install_servers(session)
     session.install(".[test]")
-    session.run("python", "benchmarks/embedded.py", *session.posargs)
+    named, *options = session.posargs or ("both",)
+    for benchmark in ("embedded", "cluster") if named == "both" else (named,):
+        session.run("python", f"benchmarks/{benchmark}.py", *options)

@@ -229,7 +229,8 @@ def refusal(*arguments: str, code: int, env: Mapping[str, str | None] | None = N
     [
         ("server: {prot: 1}", "server.prot: unknown key; did you mean port?"),
         ("worker: {capacity: many}", "worker.capacity: "),
-        ("database: {driver: mysql}", "database.driver: "),
+        ("database: {driver: oracle}", "database.driver: "),
+        ("database: {driver: mysql}", "redis.addr: "),
         ("scheduler: {load_balance_strategy: fair}", "scheduler.load_balance_strategy: "),
         ("worker: {supported_types: [unheard_of]}", "worker.supported_types: "),
         ("executors: [no_such_module]", "executors[0]: no module no_such_module"),

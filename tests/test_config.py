@@ -403,13 +403,19 @@ def test_a_wrong_key_is_refused_by_its_place(load: Load, entry: str, key: str) -
     [
         "database: {driver: mysql}", "database: {host: db.example}", "database: {port: 3306}",
         "database: {user: me}", "database: {password: secret}", "database: {database: tasks}",
+        "database: {socket: /run/mysqld.sock}",
     ],
 )  # fmt: skip
-def test_mysql_is_refused_in_this_version(load: Load, text: str) -> None:
+def test_whatever_is_said_of_a_server_selects_mysql_which_needs_redis(load: Load, text: str) -> None:
     error = refusal(load, text)
-    assert error.key == "database.driver"
-    assert "not available in this version" in error.reason
+    assert error.key == "redis.addr"
     assert "secret" not in str(error)
+    for redis in ("addr: 'localhost:6379'", "url: 'redis://localhost'"):
+        assert load(f"{text}\nredis: {{{redis}}}").database.effective_driver == "mysql"
+
+
+def test_a_store_that_nobody_knows_is_refused(load: Load) -> None:
+    assert refusal(load, "database: {driver: oracle}").key == "database.driver"
 
 
 def test_the_config_of_the_quick_start_for_a_cluster_selects_mysql(load: Load) -> None:
@@ -420,8 +426,24 @@ redis: {addr: "127.0.0.1:6379", password: "", db: 0}
 scheduler: {enabled: true, scan_interval: 100ms}
 worker: {enabled: true, id: worker-001, capacity: 10}
 """
-    assert refusal(load, text).key == "database.driver"
-    assert load(text, {"ATM_DATABASE__DRIVER": "sqlite"}).worker_id == "worker-001"
+    cluster = load(text)
+    assert (cluster.database.effective_driver, cluster.worker_id, cluster.capacity) == ("mysql", "worker-001", 10)
+    assert load(text, {"ATM_DATABASE__DRIVER": "sqlite"}).database.effective_driver == "sqlite"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("scheduler: {leader_lock_ttl: 299ms}", "scheduler.leader_lock_ttl"),
+        ("scheduler: {leader_lock_ttl: 1s, leader_renew_interval: 501ms}", "scheduler.leader_renew_interval"),
+        ("worker: {id: type}", "worker.id"),
+    ],
+)
+def test_what_a_cluster_cannot_live_with_is_refused_and_nothing_to_the_embedded_node(
+    load: Load, text: str, key: str
+) -> None:
+    assert refusal(load, f"{text}\ndatabase: {{driver: mysql}}\nredis: {{addr: 'localhost:6379'}}").key == key
+    load(text)
 
 
 def test_saying_sqlite_settles_it(load: Load) -> None:

@@ -22,14 +22,18 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from atm import cli
+from atm import config as configuration
 from atm.api import answer, health, tasks
 from atm.config import Config
+from atm.coordinators import redis, redis_link
 from atm.coordinators.local import LocalCoordinator
 from atm.metrics import Metrics
-from atm.nursery import signals, supervisor
+from atm.nursery import election, heartbeat, signals, supervisor, watchdog, worker
+from atm.stores.mysql import MySqlStore
 from atm.task import Status, TaskType
 from running import PATIENCE, free_ports, node
 
@@ -292,6 +296,7 @@ def test_every_exit_code_is_explained() -> None:
         cli.EXIT_DAMAGED,
         cli.EXIT_CONFIG,
         supervisor.STUCK_EXIT,
+        watchdog.OUTLIVED_EXIT,
         signals.OVERTIME_EXIT,
         *(128 + number for number in signals.STOP_SIGNALS),
     }
@@ -307,19 +312,19 @@ def test_every_reason_to_wait_is_explained() -> None:
         for value in returned
         for part in ([value.body, value.orelse] if isinstance(value, ast.IfExp) else [value])
     ]
+    assert all(isinstance(value, ast.Constant) for value in values)
     reasons = {value.value for value in values if isinstance(value, ast.Constant)}
-    assert len(reasons) == len(values)
     assert table_names(OPERATIONS, "What to do when") >= reasons
 
 
-def rendered_metrics() -> dict[str, set[str]]:
+async def rendered_metrics() -> dict[str, set[str]]:
     """Every sample name that a node's page can have, with its labels."""
     metrics = Metrics()
     metrics.watch(LocalCoordinator(), "node")
     metrics.created("echo", 1)
     metrics.ended("echo", Status.SUCCESS, [1.0])
     found: dict[str, set[str]] = {"worker_load": {"worker_id"}, "atm_worker_slots": {"worker_id"}}
-    for family in text_string_to_metric_families(metrics.render().decode()):
+    for family in text_string_to_metric_families((await metrics.render()).decode()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found
@@ -331,7 +336,7 @@ def family_of(sample: str) -> str:
 
 async def test_every_metric_is_explained_with_its_labels() -> None:
     families: dict[str, set[str]] = {}
-    for name, labels in rendered_metrics().items():
+    for name, labels in (await rendered_metrics()).items():
         families.setdefault(family_of(name), set()).update(labels)
     rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|", OPERATIONS.partition("## Metrics")[2], re.MULTILINE)
     explained = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows if name in families}
@@ -339,7 +344,7 @@ async def test_every_metric_is_explained_with_its_labels() -> None:
 
 
 async def test_metrics_that_are_spoken_of_exist() -> None:
-    known = {family_of(name) for name in rendered_metrics()}
+    known = {family_of(name) for name in await rendered_metrics()}
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for name in re.findall(r"\b(atm_\w+|task_\w+_(?:total|seconds)|queue_length|worker_load)\b", text):
@@ -381,10 +386,58 @@ def test_every_error_code_is_explained() -> None:
 def test_the_layers_drawn_are_those_that_are_checked() -> None:
     from test_house import LAYERS
 
-    drawn = re.findall(r"^([0-4])  (.{53})", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    drawn = re.findall(r"^([0-4])  (.{58})", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert {int(number): {room.strip("/") for room in rooms.split()} for number, rooms in drawn} == dict(
         enumerate(LAYERS)
     )
+
+
+# the cluster
+
+
+def test_the_clusters_settings_are_those_of_the_quick_start_on_every_page() -> None:
+    pages = [ROOT / "README.md", ROOT / "README.zh-CN.md", DOCS / "quickstart.md"]
+    shown = {
+        text
+        for page in pages
+        for text in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+        if "redis:" in text
+    }
+    [text] = shown
+    config = configuration.parse(yaml.safe_load(text))
+    configuration.check(config)
+    assert config.database.effective_driver == "mysql"
+    assert (config.worker_id, config.capacity) == ("worker-001", 10)
+
+
+def test_every_key_and_channel_in_redis_is_explained() -> None:
+    scripts = (ROOT / "src/atm/coordinators/lua").glob("*.lua")
+    used = {
+        name.rstrip(":")
+        for script in scripts
+        for name in re.findall(r"PREFIX \.\. '([a-z:]+)'", script.read_text(encoding="utf-8"))
+    }
+    protocol = (DOCS / "protocol.md").read_text(encoding="utf-8")
+    explained = {name.partition(":{")[0] for name in table_names(protocol, "Keys")}
+    assert used <= explained
+
+
+def test_what_is_said_of_leases_and_terms_is_so() -> None:
+    store = inspect.signature(MySqlStore).parameters
+    assert (store["lease"].default, store["margin"].default, worker.LEASE_MARGIN) == (10, 5, 1)
+    assert (watchdog.OVERTIME, heartbeat.BEATS_PER_LEASE) == (5, 4)
+    assert (election.TERM, election.TERM_MARGIN, worker.POLL_INTERVAL) == (5, 1, 0.1)
+    assert (redis.HANDOVER_PATIENCE, redis.REGISTRATION_TTL, redis_link.AWAY_AFTER) == (0.3, 30, 1)
+    protocol = (DOCS / "protocol.md").read_text(encoding="utf-8")
+    said = (
+        "L is 10 s",
+        "*t* + L − 1 s",
+        "D = 5 s",
+        "L/4",
+        "within 300 ms",
+        "**Redis is away** for more than a second",
+    )
+    assert [text for text in said if text not in protocol] == []
 
 
 # the dashboard
@@ -405,7 +458,7 @@ def metrics_in(expression: str) -> Iterator[tuple[str, set[str]]]:
 
 
 async def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
-    known = rendered_metrics()
+    known = await rendered_metrics()
     for expression in expressions():
         asked = list(metrics_in(expression))
         assert asked, expression
@@ -419,7 +472,7 @@ async def test_the_dashboard_asks_for_metrics_and_labels_that_exist() -> None:
 
 async def test_the_dashboard_shows_every_metric() -> None:
     shown = {family_of(name) for expression in expressions() for name, _ in metrics_in(expression)}
-    assert shown == {family_of(name) for name in rendered_metrics()}
+    assert shown == {family_of(name) for name in await rendered_metrics()}
 
 
 def test_the_dashboard_can_be_imported() -> None:

@@ -21,9 +21,9 @@ from atm.task import Status
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def scrape(metrics: Metrics) -> Series:
+async def scrape(metrics: Metrics) -> Series:
     """Name and labels to value, as Prometheus reads them."""
-    families = text_string_to_metric_families(metrics.render().decode())
+    families = text_string_to_metric_families((await metrics.render()).decode())
     return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
 
@@ -46,21 +46,21 @@ def worker(load: int, task_types: Sequence[str] = ("echo",)) -> WorkerInfo:
 # the quick start's four
 
 
-def test_created_tasks_are_counted_by_type() -> None:
+async def test_created_tasks_are_counted_by_type() -> None:
     metrics = Metrics()
     metrics.created("send_email", 2)
     metrics.created("send_email", 1)
     metrics.created("echo", 5)
-    series = scrape(metrics)
+    series = await scrape(metrics)
     assert series["task_created_total", labels(task_type="send_email")] == 3
     assert series["task_created_total", labels(task_type="echo")] == 5
 
 
-def test_durations_have_quantiles_by_type_and_status() -> None:
+async def test_durations_have_quantiles_by_type_and_status() -> None:
     metrics = Metrics()
     metrics.ended("send_email", Status.SUCCESS, [0.5])
     metrics.ended("send_email", Status.TIMEOUT, [2.5])
-    series = scrape(metrics)
+    series = await scrape(metrics)
     for quantile in ("0.5", "0.95", "0.99"):
         key = labels(task_type="send_email", status="success", quantile=quantile)
         assert series["task_duration_seconds", key] == 0.5
@@ -75,7 +75,7 @@ async def test_load_and_queues_are_the_coordinators() -> None:
     await coordinator.register(worker(load=5))
     await coordinator.push([Hint("a", "echo", 1), Hint("b", "unknown", 1), Hint("c", "echo", 0)])
     await coordinator.push([Hint("d", "echo", 0, delay=60)])
-    series = scrape(metrics)
+    series = await scrape(metrics)
     assert series["worker_load", labels(worker_id="worker-001")] == 5
     assert series["atm_worker_slots", labels(worker_id="worker-001")] == 10
     lengths = {name: series["queue_length", labels(queue=name)] for name in ("high", "normal", "low")}
@@ -90,7 +90,7 @@ async def test_the_age_of_the_oldest_grows_while_it_waits(autojump_clock: object
     await coordinator.push([Hint("a", "echo", -1)])
     await trio.sleep(30)
     await coordinator.push([Hint("b", "echo", -1)])
-    assert scrape(metrics)["atm_queue_oldest_seconds", labels(queue="low")] == pytest.approx(30)
+    assert (await scrape(metrics))["atm_queue_oldest_seconds", labels(queue="low")] == pytest.approx(30)
 
 
 async def test_the_leader_is_1_only_on_the_node_that_leads() -> None:
@@ -100,18 +100,18 @@ async def test_the_leader_is_1_only_on_the_node_that_leads() -> None:
     seen = []
 
     async def duties() -> None:
-        seen.extend(scrape(metrics)["atm_leader", labels()] for metrics in (mine, others))
+        seen.extend([(await scrape(metrics))["atm_leader", labels()] for metrics in (mine, others)])
 
     await coordinator.lead("me", duties)
     assert seen == [1, 0]
-    assert scrape(mine)["atm_leader", labels()] == 0
+    assert (await scrape(mine))["atm_leader", labels()] == 0
 
 
 # the page
 
 
-def test_a_node_that_has_done_nothing_shows_its_counters_at_zero() -> None:
-    series = scrape(Metrics())
+async def test_a_node_that_has_done_nothing_shows_its_counters_at_zero() -> None:
+    series = await scrape(Metrics())
     for name in ("retries", "recoveries", "stale_results", "lease_losses"):
         assert series[f"atm_{name}_total", labels()] == 0
     for name in ("atm_task_wait_seconds", "atm_cancel_seconds", "atm_store_commit_seconds"):
@@ -123,24 +123,25 @@ async def test_every_family_has_help_a_type_and_a_name_of_the_product() -> None:
     metrics = Metrics()
     metrics.watch(LocalCoordinator(), "node")
     quick_start = {"task_created", "task_duration_seconds", "worker_load", "queue_length"}
-    for family in text_string_to_metric_families(metrics.render().decode()):
+    for family in text_string_to_metric_families((await metrics.render()).decode()):
         assert family.name in quick_start or family.name.startswith("atm_")
         assert family.documentation
         assert family.type != "unknown"
 
 
-def test_the_time_a_counter_was_made_is_no_series_of_its_own() -> None:
+async def test_the_time_a_counter_was_made_is_no_series_of_its_own() -> None:
     metrics = Metrics()
     metrics.created("echo", 1)
-    assert b"_created{" not in metrics.render()
-    assert not re.search(rb"^atm_\w+_created ", metrics.render(), re.MULTILINE)
+    page = await metrics.render()
+    assert b"_created{" not in page
+    assert not re.search(rb"^atm_\w+_created ", page, re.MULTILINE)
 
 
-def test_the_waits_are_a_histogram() -> None:
+async def test_the_waits_are_a_histogram() -> None:
     metrics = Metrics()
     metrics.wait.observe([0.0, 0.001, 0.0011, 2.0, 1e6])
     metrics.wait.observe([])
-    series = scrape(metrics)
+    series = await scrape(metrics)
     bounds = {
         dict(key)["le"]: value for (name, key), value in series.items() if name == "atm_task_wait_seconds_bucket"
     }
@@ -153,10 +154,10 @@ def test_the_waits_are_a_histogram() -> None:
     assert series["atm_task_wait_seconds_sum", labels()] == pytest.approx(1e6 + 2.0021)
 
 
-def test_two_nodes_in_one_process_count_apart() -> None:
+async def test_two_nodes_in_one_process_count_apart() -> None:
     one, other = Metrics(), Metrics()
     one.created("echo", 1)
-    assert ("task_created_total", labels(task_type="echo")) not in scrape(other)
+    assert ("task_created_total", labels(task_type="echo")) not in await scrape(other)
 
 
 # quantiles
@@ -223,13 +224,13 @@ def test_an_observation_leaves_the_window_with_time_but_stays_counted() -> None:
 # labels
 
 
-def test_task_types_beyond_a_bound_are_counted_together() -> None:
+async def test_task_types_beyond_a_bound_are_counted_together() -> None:
     metrics = Metrics()
     for number in range(MAX_TYPES + 50):
         metrics.created(f"type-{number}", 1)
     metrics.created("type-0", 1)
     metrics.ended(f"type-{MAX_TYPES + 1}", Status.SUCCESS, [1.0])
-    series = scrape(metrics)
+    series = await scrape(metrics)
     created = {
         dict(key)["task_type"]: value for (name, key), value in series.items() if name == "task_created_total"
     }

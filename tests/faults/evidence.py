@@ -11,7 +11,7 @@ from typing import Any
 
 from .ledger import Ledger
 from .node import Life
-from .wire import Wire
+from .wire import Requests
 
 PAGE = 500
 
@@ -177,7 +177,7 @@ def _lines(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
                 continue  # empty, or torn by a kill
 
 
-async def read_api(wire: Wire) -> dict[str, dict[str, Any]]:
+async def read_api(wire: Requests) -> dict[str, dict[str, Any]]:
     """Every task, through the pages of the list."""
     tasks: dict[str, dict[str, Any]] = {}
     cursor = ""
@@ -189,12 +189,12 @@ async def read_api(wire: Wire) -> dict[str, dict[str, Any]]:
         cursor = f"&cursor={data['next_cursor']}"
 
 
-async def read_api_log(wire: Wire, task_id: str) -> list[tuple[str, str | None, str | None]]:
+async def read_api_log(wire: Requests, task_id: str) -> list[tuple[str, str | None, str | None]]:
     rows = await get(wire, f"/api/v1/tasks/{task_id}/logs")
     return [(row["log_type"], row["from_status"], row["to_status"]) for row in rows]
 
 
-async def get(wire: Wire, path: str) -> Any:
+async def get(wire: Requests, path: str) -> Any:
     status, answer = await wire.request("GET", path)
     if status != 200:
         raise RuntimeError(f"GET {path}: {status} {answer}")

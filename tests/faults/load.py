@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from .ledger import Create, Ledger
-from .wire import LostError, NotSentError, Wire
+from .wire import LostError, NotSentError, Requests
 
 CLIENTS = 32
 """Creates under way at a time."""
@@ -19,6 +19,9 @@ CATCH_UP = 0.5
 """Seconds of creates that are made up for when the node was slow or away."""
 
 RETRY_PAUSE = 0.05
+LONG = 10.0
+"""Seconds of the longest nap."""
+
 NARROW_CAP = 4
 """Tasks of the type ``narrow`` that may run at a time."""
 
@@ -36,10 +39,18 @@ _WEIGHTS = (45, 14, 12, 10, 5, 5, 5, 4)
 
 
 class Load:
-    """Clients of the node behind ``wire``. Runs until ``stop`` is called and every client has its answers."""
+    """Clients of the node behind ``wire``. Runs until ``stop`` is called and every client has its answers.
 
-    def __init__(self, wire: Wire, ledger: Ledger, rate: float, luck: random.Random) -> None:
+    Args:
+        rate: creates a second.
+        long: the part of the naps that last for seconds. Unless it is 0, work of the capped type is long as well.
+    """
+
+    def __init__(
+        self, wire: Requests, ledger: Ledger, rate: float, luck: random.Random, *, long: float = 0.0
+    ) -> None:
         self._wire = wire
+        self._long = long
         self._ledger = ledger
         self._rate = rate
         self._luck = luck
@@ -77,7 +88,12 @@ class Load:
         payload: dict[str, Any] = {"ref": ref}
         body: dict[str, Any] = {"task_type": kind, "payload": payload, "priority": luck.choice((1, 0, 0, -1))}
         if kind in ("nap", "narrow", "sleep"):
-            payload["seconds"] = round(luck.uniform(0, 0.3), 3)
+            longest = 0.3
+            if self._long and kind == "narrow":
+                longest = 1.5  # so that the cap is often reached
+            elif kind == "nap" and self._long and luck.random() < self._long:
+                longest = LONG
+            payload["seconds"] = round(luck.uniform(0, longest), 3)
         elif kind == "late":
             payload |= {"seconds": round(luck.uniform(0, 0.5), 3), "cleanup": round(luck.uniform(0, 0.1), 3)}
             body["timeout"] = round(luck.uniform(0.1, 0.3), 3)

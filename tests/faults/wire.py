@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -19,6 +19,14 @@ class NotSentError(Exception):
 
 class LostError(Exception):
     """The connection died before the answer: what the node did is unknown."""
+
+
+class Requests(Protocol):
+    """What asks a node, or some node."""
+
+    async def request(self, method: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+        """Status and decoded body. Raises NotSentError, LostError."""
+        ...
 
 
 class _Link:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import trio
 
-from atm.coordinator import CancelRequest, Hint
+from atm.coordinator import Balance, CancelRequest, Hint, Overview
 from atm.coordinators.local import LocalCoordinator
 from atm.errors import StoreUnavailable
 from atm.executor import Context, Executor
@@ -20,7 +21,7 @@ from atm.nursery import balance
 from atm.nursery.run import Run, attempt
 from atm.nursery.supervisor import Parts, supervise
 from atm.nursery.worker import Worker
-from atm.store import CancelVerdict, LogRow, NewTask, Note, Outcome, Store
+from atm.store import CancelVerdict, Lease, LogRow, NewTask, Note, Outcome, Store
 from atm.stores.sqlite import SqliteStore
 from atm.task import Status, Task, TaskType, legal_path, new_task_id
 
@@ -134,6 +135,41 @@ VERBS = frozenset(
 )
 
 
+class Cuttable(LocalCoordinator):
+    """The real coordinator behind a line that may be cut: what is said meanwhile is lost, nothing is handed out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_cut = False
+        self._turned = trio.Event()
+
+    def cut(self, is_cut: bool) -> None:
+        self._is_cut = is_cut
+        self._turned.set()
+        self._turned = trio.Event()
+
+    async def away(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while not self._is_cut:
+            await self._turned.wait()
+
+    async def back(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self._is_cut:
+            await self._turned.wait()
+
+    async def push(self, hints: Sequence[Hint], *, swept: bool = False) -> None:
+        if not self._is_cut:
+            await super().push(hints, swept=swept)
+
+    async def dispatch(self, balance: Balance, limit: int) -> int:
+        return 0 if self._is_cut else await super().dispatch(balance, limit)
+
+    async def request_cancel(self, worker_id: str, request: CancelRequest) -> None:
+        if not self._is_cut:
+            await super().request_cancel(worker_id, request)
+
+
 class Fickle:
     """The real store behind a line that may be down.
 
@@ -143,6 +179,8 @@ class Fickle:
         broken: what a verb raises instead of being carried out.
         calls: how often each verb was asked for.
         on_the_way: what happens between a verb's end and the moment its caller hears of it.
+        lease_lasts: seconds that a lease lasts from its last renewal; with SQLite alone it would last for ever.
+        renewing_takes: seconds.
     """
 
     def __init__(self, store: Store) -> None:
@@ -152,6 +190,9 @@ class Fickle:
         self.broken: dict[str, Exception] = {}
         self.calls: dict[str, int] = {}
         self.on_the_way: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.lease_lasts = math.inf
+        self.renewing_takes = 0.0
+        self._lease_ends: dict[Lease, float] = {}
 
     def __getattr__(self, name: str) -> Any:
         verb = getattr(self._store, name)
@@ -166,6 +207,11 @@ class Fickle:
                 await trio.lowlevel.checkpoint()
                 raise StoreUnavailable("the line is down")
             answer = await verb(*args, **kwargs)
+            if name == "register":
+                self._lease_ends[answer] = trio.current_time() + self.lease_lasts
+            if name == "renew":
+                await trio.sleep(self.renewing_takes)
+                answer = min(answer, self._renewed(args[0]))
             if name in self.on_the_way:
                 await self.on_the_way.pop(name)()
             if name in self.deaf:
@@ -173,6 +219,12 @@ class Fickle:
             return answer
 
         return over_the_line
+
+    def _renewed(self, lease: Lease) -> float:
+        if trio.current_time() >= self._lease_ends[lease]:
+            return 0.0
+        self._lease_ends[lease] = trio.current_time() + self.lease_lasts
+        return self.lease_lasts
 
 
 def _exit(code: int) -> None:
@@ -185,7 +237,7 @@ class Bench:
     def __init__(self, path: Path, executors: Sequence[Executor], settings: dict[str, Any]) -> None:
         given = {"capacity": 10, "grace": 30.0, "cleanup_budget": 5.0, "retention": None} | settings
         self.store = Fickle(SqliteStore(path, now=virtual_now, inline=True))
-        self.coordinator = LocalCoordinator()
+        self.coordinator = Cuttable()
         self.metrics = Metrics()
         self.metrics.watch(self.coordinator, "w1")
         self.health = Health()
@@ -211,7 +263,7 @@ class Bench:
             leader_id="w1",
             scan_interval=1.0,
             batch_size=500,
-            heartbeat_interval=2.5,
+            heartbeat_interval=given.get("heartbeat_interval", 2.5),
             grace=given["grace"],
             retention=given["retention"],
             servers=given.get("servers", []),
@@ -266,13 +318,16 @@ class Bench:
         return cast("CancelVerdict", verdict)
 
     async def configure(self, task_type: str, **settings: Any) -> None:
-        await self.store.put_task_type(TaskType(task_type=task_type, **settings))
+        await self.store.change_task_type(task_type, settings)
         await self.coordinator.unblock(task_type, None)
 
     async def get(self, task_id: str) -> Task:
         task = await self.store.get(task_id)
         assert task is not None
         return cast("Task", task)
+
+    async def overview(self) -> Overview:
+        return await self.coordinator.overview()
 
     async def until_attempt(self, task_id: str, number: int) -> None:
         """Return when that attempt of the task runs."""
@@ -301,7 +356,9 @@ class Bench:
     async def messages(self, task_id: str) -> list[str]:
         return [row.message for row in await self.log(task_id)]
 
-    def metric(self, name: str, **labels: str) -> float | None:
+    async def metric(self, name: str, **labels: str) -> float | None:
+        """A sample of the page that Prometheus gets."""
+        await self.metrics.render()
         return self.metrics.registry.get_sample_value(name, labels)
 
 

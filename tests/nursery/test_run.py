@@ -594,9 +594,21 @@ async def test_a_stopped_run_may_clean_up_first(attempts: AttemptKit, autojump_c
 
 async def test_a_stop_without_a_reason_says_so(attempts: AttemptKit, autojump_clock: MockClock) -> None:
     run = attempts.run(forever)
-    with trio.move_on_after(1):
+    with trio.CancelScope() as scope:
+        scope.cancel()
         await attempt(run, lambda run: None)
     assert run.outcome.message == "Released by its worker: stopped"
+
+
+async def test_a_run_whose_right_is_over_is_released_because_the_lease_was_lost(
+    attempts: AttemptKit, autojump_clock: MockClock
+) -> None:
+    run = attempts.run(forever)
+    with trio.CancelScope(deadline=trio.current_time() + 1) as right:
+        await attempt(run, lambda run: None)
+    assert right.cancelled_caught
+    assert run.outcome.status is Status.PENDING
+    assert run.outcome.message == "Released by its worker: its lease was lost"
 
 
 async def test_a_stopped_executor_that_returns_nevertheless_has_succeeded(

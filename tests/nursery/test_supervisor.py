@@ -11,9 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from atm.errors import LeaseLost, StartError, StoreDamaged, StoreUnavailable
+from atm.errors import StartError, StoreDamaged, StoreUnavailable
 from atm.executor import Context, Executor
-from atm.nursery.supervisor import RECORD_PATIENCE, STUCK_EXIT, STUCK_MARGIN
+from atm.nursery.supervisor import CLAIM_PATIENCE, RECORD_PATIENCE, STUCK_EXIT, STUCK_MARGIN
 from atm.task import Status, Task
 from nursery.bench import MakeBench, sleeping
 
@@ -156,7 +156,7 @@ async def test_nothing_new_is_taken_once_the_node_stops(make_bench: MakeBench, a
         await bench.until(await bench.submit("x"), Status.PROCESSING)
         bench.stop.set()
         await trio.sleep(1)
-        (worker,) = bench.coordinator.workers()
+        (worker,) = (await bench.overview()).workers
         assert worker.draining
         late = await bench.submit("x")
         await trio.sleep(5)
@@ -165,14 +165,19 @@ async def test_nothing_new_is_taken_once_the_node_stops(make_bench: MakeBench, a
         assert (await bench.until(late)).status is Status.SUCCESS
 
 
-async def test_a_claim_under_way_when_the_node_stops_is_given_back(
-    make_bench: MakeBench, autojump_clock: MockClock
+@pytest.mark.parametrize(
+    ("takes", "end"),
+    [(CLAIM_PATIENCE / 2, (Status.SUCCESS, 1, 0)), (CLAIM_PATIENCE + 1, (Status.PENDING, 1, 1))],
+    ids=["answered in time, it runs", "not answered in time, it is given back"],
+)
+async def test_a_claim_under_way_when_the_node_stops(
+    make_bench: MakeBench, autojump_clock: MockClock, takes: float, end: tuple[Status, int, int]
 ) -> None:
     bench = make_bench({"x": sleeping(10)})
 
     async def stop_on_the_way() -> None:
         bench.stop.set()
-        await trio.sleep(1)
+        await trio.sleep(takes)
 
     async with bench.running():
         bench.store.on_the_way["claim"] = stop_on_the_way
@@ -180,7 +185,22 @@ async def test_a_claim_under_way_when_the_node_stops_is_given_back(
         await bench.stop.wait()
     async with bench.store_alone():
         task = await bench.get(task_id)
-        assert (task.status, task.attempt, task.releases) == (Status.PENDING, 1, 1)
+        assert (task.status, task.attempt, task.releases) == end
+
+
+async def test_a_claim_that_the_store_does_not_answer_cannot_hold_up_the_stop(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    bench = make_bench({"x": sleeping(10)})
+    async with bench.running():
+        bench.store.away = {"claim"}
+        task_id = await bench.submit("x")
+        await trio.sleep(1)
+        stopped_at = trio.current_time()
+    assert trio.current_time() - stopped_at == pytest.approx(CLAIM_PATIENCE, abs=0.1)
+    bench.store.away.clear()
+    async with bench.store_alone():
+        assert (await bench.get(task_id)).attempt == 0
 
 
 # the order of the end
@@ -211,7 +231,7 @@ async def test_the_store_stops_last_when_all_is_written(make_bench: MakeBench, a
     async with bench.running():
         await bench.until(await bench.submit("x"), Status.PROCESSING)
     assert bench.store.calls["retire"] == 1
-    assert bench.coordinator.workers() == []
+    assert (await bench.overview()).workers == []
     assert bench.coordinator.leader() is None
     with pytest.raises(StoreUnavailable):
         await bench.store.register("w1", 1, [])
@@ -332,33 +352,6 @@ async def test_a_damaged_store_ends_the_node(make_bench: MakeBench, autojump_clo
     assert ended == [task_id]
 
 
-# a lease that is lost
-
-
-async def test_a_lost_lease_ends_all_runs_and_the_node(make_bench: MakeBench, autojump_clock: MockClock) -> None:
-    ended_at: list[float] = []
-
-    async def body(ctx: Context, task: Task) -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            ended_at.append(trio.current_time())
-
-    bench = make_bench({"x": body})
-    with pytest.RaisesGroup(LeaseLost, flatten_subgroups=True):
-        async with bench.running():
-            task_id = await bench.submit("x")
-            await bench.until(task_id, Status.PROCESSING)
-            await bench.store.register("w1", 10, ["x"])  # another start of this worker
-            await trio.sleep(60)
-    assert len(ended_at) == 1
-    assert ended_at[0] <= bench.parts.heartbeat_interval + 0.1
-    assert bench.metric("atm_lease_losses_total") == 1
-    async with make_bench({"x": sleeping(1)}).running() as bench:
-        task = await bench.until(task_id)
-        assert (task.status, task.attempt, task.retry_count) == (Status.SUCCESS, 2, 0)
-
-
 # the executors' own opening and closing
 
 
@@ -442,7 +435,7 @@ async def test_a_node_without_a_worker_accepts_and_lets_wait(
         await trio.sleep(60)
         assert (await bench.get(task_id)).status is Status.PENDING
         assert bench.coordinator.leader() == "w1"
-        assert bench.coordinator.workers() == []
+        assert (await bench.overview()).workers == []
     assert trio.current_time() == pytest.approx(60)
 
 
@@ -452,7 +445,7 @@ async def test_a_node_without_a_scheduler_does_not_lead(make_bench: MakeBench, a
         await trio.sleep(60)
         assert (await bench.get(task_id)).status is Status.PENDING
         assert bench.coordinator.leader() is None
-        assert [worker.id for worker in bench.coordinator.workers()] == ["w1"]
+        assert [worker.id for worker in (await bench.overview()).workers] == ["w1"]
 
 
 # the leader's duties
@@ -465,7 +458,7 @@ async def test_a_leader_starts_though_the_store_is_away(make_bench: MakeBench, a
     bench.store.away = {"waiting", "recover", "sweep", "held", "purge"}
     async with bench.running():
         await trio.sleep(10)
-        assert bench.coordinator.delayed() == 0
+        assert (await bench.overview()).delayed == 0
         bench.store.away.clear()
         assert (await bench.until(task_id)).status is Status.SUCCESS
 

@@ -188,6 +188,8 @@ async def _run_tasks(parts: Parts, worker: Worker, stop: trio.Event) -> None:
     while not await _run_under_lease(parts, worker, stop):
         parts.metrics.lease_losses.inc()
         logger.error("the worker's lease was lost: its tasks are given to others")
+        # What was handed over and not claimed goes back to the queues.
+        await parts.coordinator.unregister(worker.id)
         await _record_rest(worker)
         former = worker.lease
         if not await _enrol(worker, stop):

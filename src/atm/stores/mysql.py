@@ -14,6 +14,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import repeat
 from typing import Any, TypeVar, cast
 
@@ -204,8 +205,8 @@ class MySqlStore:
         self._others, self._chores = self._lane(1), self._lane(1)
         self._reading, self._reading_slowly = self._lane(2), self._lane(1)
         self._leasing = Lane(lambda calls: self._carry_out(self._lease_pool, calls))
-        self._types: dict[str, TaskType] = {}
-        self._types_read = -math.inf
+        self._types: Mapping[str, TaskType] = {}
+        self._types_known = False
         self._watch = Watch(self._lease_ms)
         self._had: set[str] = set()  # worker ids that this process had a lease for
 
@@ -224,6 +225,7 @@ class MySqlStore:
                     await nursery.start(lane.serve)
                 nursery.start_soon(self._pool.keep_alive)
                 nursery.start_soon(self._lease_pool.keep_alive)
+                nursery.start_soon(self._keep_settings)
                 task_status.started()
         finally:
             self._pool.close()
@@ -414,12 +416,20 @@ class MySqlStore:
         raise StoreUnavailable(reason)
 
     async def _settings(self, tx: _Transaction) -> Mapping[str, TaskType]:
-        """The settings of the types, a second old at most."""
-        if trio.current_time() - self._types_read > SETTINGS_AGE:
-            asked = trio.current_time()
+        """The settings of the types, about a second old at most."""
+        if not self._types_known:
             [found] = await tx.run(texts.SELECT_SETTINGS)
-            self._types, self._types_read = _by_name(found), asked
+            self._types, self._types_known = _by_name(found), True
         return self._types
+
+    async def _keep_settings(self) -> None:
+        """Learn what other nodes change, so that no create or claim has to wait for that."""
+        while True:
+            await trio.sleep(SETTINGS_AGE)
+            with suppress(StoreUnavailable):
+                before, found = self._types, await self.task_types()
+                if self._types is before:  # else they were changed here meanwhile
+                    self._types = found
 
     # create
 
@@ -713,7 +723,7 @@ class MySqlStore:
         settings = decide.changed_type(_read_settings(found.column[0]), msgspec.json.decode(changes))
         limited = settings.max_concurrent is not None or not settings.enabled
         await tx.run(bind(texts.UPDATE_TYPE, texts.encode(settings), limited, task_type), COMMIT)
-        self._types_read = -math.inf
+        self._types_known = False
         _share(calls, settings)
 
 

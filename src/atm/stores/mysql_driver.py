@@ -49,6 +49,8 @@ OUTAGE = frozenset(
 OUTAGE |= {1161, 1180, 1181, 1203, 1226, 1290, 1836, 3032, 3168, 4025}
 """Full, read only, too many connections, denied, tables gone: nothing that the caller is to blame for."""
 
+READ_ONLY = frozenset({1290, 1836})
+
 GONE = frozenset({1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1184, 1317, 1927, 2006, 2013, 4031})
 """The connection is ended or the statement was: whether it counted is unknown."""
 
@@ -368,7 +370,8 @@ class Connection:
             code, message = reply.error
             if code in GONE:
                 raise Lost(f"MySQL at {self._name}: {message}")
-            self.broken = False
+            # Of a server that became read only: the next connection may lead to the new primary.
+            self.broken = code in READ_ONLY
             self.in_transaction = True  # perhaps: an error does not say
             raise Rejected(code, message)
         self.broken = False
