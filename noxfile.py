@@ -33,6 +33,8 @@ SERVERS = {
 }
 """Packages of Debian and Ubuntu, and the programs that make each of them superfluous."""
 
+BENCHMARKS = ("embedded", "cluster")
+
 # Ubuntu's needrestart would restart services of the machine after an installation.
 QUIET = ("env", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_SUSPEND=1")
 # --no-remove: a MySQL that stands in the way is the user's, and stays.
@@ -114,6 +116,6 @@ def bench(session: nox.Session) -> None:
     """The benchmarks of the embedded product and of the cluster, or the one that is named, with its options."""
     install_servers(session)
     session.install(".[test]")
-    named, *options = session.posargs or ("both",)
-    for benchmark in ("embedded", "cluster") if named == "both" else (named,):
-        session.run("python", f"benchmarks/{benchmark}.py", *options)
+    options = [word for word in session.posargs if word not in BENCHMARKS]
+    for name in [word for word in session.posargs if word in BENCHMARKS] or BENCHMARKS:
+        session.run("python", f"benchmarks/{name}.py", *options)

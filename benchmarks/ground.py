@@ -88,12 +88,12 @@ class Cluster:
         )
 
     def sql(self, statements: str) -> str:
-        return self._ground.mariadb.sql(statements, self._database)
+        return str(self._ground.mariadb.sql(statements, self._database))
 
     def leader(self) -> str | None:
         """The name of the node that leads."""
         holder = self._ground.redis.call("GET", LEADER)
-        return holder.partition(":")[0] if holder else None
+        return str(holder).partition(":")[0] if holder else None
 
     def hold_leadership(self) -> None:
         """Nothing is handed out until ``let_lead``: nobody leads, as the benchmark holds the right."""

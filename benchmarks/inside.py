@@ -237,7 +237,7 @@ async def live(folder: Path, count: int, capacity: int, waiting: int, meter: Met
 async def settled(coordinator: Coordinator) -> None:
     """Return when the queues, rebuilt at the start, do not grow any more."""
     length = -1
-    while length != (length := await queued(coordinator)):
+    while length != (length := await queued(coordinator)):  # noqa: ASYNC110 - none tells
         await trio.sleep(0.3)
 
 

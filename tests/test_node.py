@@ -9,11 +9,10 @@ import pytest
 import trio
 
 from atm import Node, config
-from atm import node as node_module
 from atm.config import Config
 from atm.errors import ConfigError
 from atm.executor import Context, executes
-from atm.metrics import Metrics
+from atm.nursery.watchdog import Watchdog
 from atm.task import Task
 
 
@@ -50,11 +49,11 @@ async def test_a_cancelled_node_gives_everything_back(settings: Config) -> None:
 
 
 async def test_a_bug_ends_the_node_and_is_not_hidden(settings: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def has_a_bug(metrics: Metrics, task_status: trio.TaskStatus[None]) -> None:
+    async def has_a_bug(watchdog: Watchdog, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
         raise ZeroDivisionError
 
-    monkeypatch.setattr(node_module, "measure_lag", has_a_bug)
+    monkeypatch.setattr(Watchdog, "tick", has_a_bug)
     with pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
         await Node(settings).run()
 

@@ -9,7 +9,7 @@ import trio
 
 from atm.errors import IdempotencyConflict
 from atm.store import Created
-from atm.task import Status, TaskType, new_task_id
+from atm.task import Status, new_task_id
 from contracts.bench import Bench, failure_of, new_task
 
 TEXTS = {

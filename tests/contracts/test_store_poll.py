@@ -35,7 +35,7 @@ async def test_a_poll_claims_as_a_claim_does(bench: Bench) -> None:
 
 
 async def test_high_is_polled_before_normal_before_low_and_each_oldest_first(bench: Bench) -> None:
-    expected = []
+    expected: list[str] = []
     for priority in (-1, 0, 1):
         ids = []
         for _ in range(2):
@@ -50,7 +50,7 @@ async def test_no_more_are_polled_than_asked_for(bench: Bench) -> None:
     assert await polled(bench, "echo", limit=0) == []
     found = [await polled(bench, "echo", limit=2) for _ in range(4)]
     assert [len(part) for part in found] == [2, 2, 1, 0]
-    assert sorted(sum(found, [])) == sorted(task_ids)
+    assert sorted(task_id for part in found for task_id in part) == sorted(task_ids)
 
 
 async def test_only_the_types_asked_for_are_polled(bench: Bench) -> None:

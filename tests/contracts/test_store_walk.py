@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from atm.store import CancelState, Claimed, Lease, TaskFilter
-from atm.task import MAX_RECOVERIES, REOPENABLE, TERMINAL, LogType, Status, TaskType
+from atm.task import MAX_RECOVERIES, REOPENABLE, TERMINAL, LogType, Status
 from contracts.bench import Bench, OpenBench, new_task, outcome
 
 WORKERS = ("worker-1", "worker-2")

@@ -136,7 +136,7 @@ VERBS = frozenset(
 
 
 class Cuttable(LocalCoordinator):
-    """The real coordinator behind a line that may be cut: what is said meanwhile is lost, nothing is handed out."""
+    """The real coordinator behind a line that may be cut: what is said then is lost, nothing is handed out."""
 
     def __init__(self) -> None:
         super().__init__()

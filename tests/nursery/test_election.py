@@ -73,7 +73,7 @@ def coordinator() -> Cuttable:
 
 
 @pytest.fixture
-async def make(polls: Polls, coordinator: Cuttable, autojump_clock: MockClock) -> AsyncIterator[Make]:
+async def make(polls: Polls, coordinator: Cuttable) -> AsyncIterator[Make]:
     """Makes a node that stands in from now on."""
     async with trio.open_nursery() as standing:
 
@@ -86,14 +86,16 @@ async def make(polls: Polls, coordinator: Cuttable, autojump_clock: MockClock) -
         standing.cancel_scope.cancel()
 
 
-async def test_nobody_asks_the_store_while_messages_get_through(polls: Polls, make: Make) -> None:
+async def test_nobody_asks_the_store_while_messages_get_through(
+    polls: Polls, make: Make, autojump_clock: MockClock
+) -> None:
     candidate = make("a")
     await trio.sleep(100)
     assert (polls.asked, candidate.began) == ([], [])
 
 
 async def test_in_an_outage_the_one_that_leads_does_a_round_each_second(
-    coordinator: Cuttable, polls: Polls, make: Make
+    coordinator: Cuttable, polls: Polls, make: Make, autojump_clock: MockClock
 ) -> None:
     first, second = make("a"), make("b")
     await trio.sleep(10)
@@ -111,7 +113,7 @@ async def test_in_an_outage_the_one_that_leads_does_a_round_each_second(
 
 
 async def test_another_one_follows_when_the_leaders_time_is_over(
-    coordinator: Cuttable, polls: Polls, make: Make
+    coordinator: Cuttable, polls: Polls, make: Make, autojump_clock: MockClock
 ) -> None:
     polls.holder, polls.until = "gone", 7.5
     coordinator.cut(True)
@@ -122,7 +124,7 @@ async def test_another_one_follows_when_the_leaders_time_is_over(
 
 @pytest.mark.parametrize("asking_takes", [0.0, 1.5])
 async def test_duties_that_take_too_long_end_before_the_store_lets_another_one_lead(
-    coordinator: Cuttable, polls: Polls, make: Make, asking_takes: float
+    coordinator: Cuttable, polls: Polls, make: Make, asking_takes: float, autojump_clock: MockClock
 ) -> None:
     polls.takes = asking_takes
     coordinator.cut(True)
@@ -134,7 +136,7 @@ async def test_duties_that_take_too_long_end_before_the_store_lets_another_one_l
 
 
 async def test_who_cannot_reach_the_store_either_goes_on_asking(
-    coordinator: Cuttable, polls: Polls, make: Make, caplog: pytest.LogCaptureFixture
+    coordinator: Cuttable, polls: Polls, make: Make, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     polls.away = True
     coordinator.cut(True)

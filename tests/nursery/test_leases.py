@@ -260,7 +260,9 @@ async def test_a_process_whose_id_was_taken_over_ends_its_runs_and_never_gets_it
         assert (await bench.get(task_id)).status is Status.PENDING
 
 
-async def test_a_node_that_waits_for_its_id_can_be_stopped(make_bench: MakeBench, autojump_clock: MockClock) -> None:
+async def test_a_node_that_waits_for_its_id_can_be_stopped(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
     bench = make_bench({"x": sleeping(1)})
     bench.store.broken["register"] = WorkerIdTaken("w1", 300.0)
     async with bench.running():

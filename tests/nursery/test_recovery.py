@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 from msgspec.structs import replace
 from trio.testing import MockClock
 
-from atm.coordinator import Hint
+from atm.coordinator import Hint, WorkerInfo
+from atm.coordinators.local import LocalCoordinator
 from atm.errors import StoreUnavailable
 from atm.executor import Context
-from atm.nursery import recovery
+from atm.metrics import Metrics
+from atm.nursery import balance, recovery
+from atm.store import Recovered, Store
 from atm.task import MAX_RECOVERIES, Status, Task
 from nursery.bench import MakeBench, sleeping
 
@@ -155,6 +158,60 @@ async def test_a_rebuild_of_nothing_is_quiet(
     async with bench.store_alone():
         await recovery.rebuild(bench.parts.store, bench.coordinator)
     assert "queued" not in caplog.text
+
+
+# lost workers
+
+
+class Losing:
+    """A store that tells who was lost, look after look; everything else is nobody's business here."""
+
+    def __init__(self, *looks: list[str]) -> None:
+        self._looks = list(looks)
+        self.recoveries: list[int] = []
+        self._count = 0
+
+    async def expire(self) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        self._count += 1
+        return self._looks.pop(0) if self._looks else []
+
+    async def recover(self, limit: int) -> list[Recovered]:
+        await trio.lowlevel.checkpoint()
+        self.recoveries.append(self._count)
+        return []
+
+
+async def test_a_worker_whose_lease_ran_out_is_lost_and_what_was_handed_to_it_goes_to_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    coordinator = LocalCoordinator()
+    gone, here = [
+        WorkerInfo(id=name, name=name, address="", capacity=1, load=0, task_types=frozenset({"x"}), last_seen=0.0)
+        for name in ("gone", "here")
+    ]
+    await coordinator.register(gone)
+    await coordinator.push([Hint("t", "x", 0)])
+    assert await coordinator.dispatch(balance.load("least_task"), 10) == 1
+    await coordinator.register(here)
+    store = Losing([], ["gone"])
+    look = recovery.Recovery(cast("Store", store), coordinator, Metrics())
+    await look()
+    assert [info.id for info in (await coordinator.overview()).workers] == ["gone", "here"]
+    await look()
+    assert [info.id for info in (await coordinator.overview()).workers] == ["here"]
+    assert await coordinator.dispatch(balance.load("least_task"), 10) == 1
+    assert await coordinator.take("here") == [Hint("t", "x", 0)]
+    assert "worker gone is lost: its lease ran out" in caplog.text
+
+
+async def test_tasks_are_taken_back_at_once_from_who_is_lost_and_now_and_then_from_who_gave_up() -> None:
+    store = Losing([], [], ["a"], [], [], [], ["b", "c"])
+    look = recovery.Recovery(cast("Store", store), LocalCoordinator(), Metrics())
+    for _ in range(12):
+        await look()
+    every = recovery.EXPIRIES_PER_RECOVERY
+    assert store.recoveries == sorted({3, 7} | {1 + every * turn for turn in range(3)})
 
 
 # lost hints

@@ -59,7 +59,7 @@ def exits() -> Exits:
 
 
 @asynccontextmanager
-async def watching(worker: Hands | None, exits: Exits) -> AsyncIterator[Watchdog]:
+async def watching(worker: Hands | None, exits: Exits) -> AsyncIterator[Watched]:
     made = Watched(Metrics(), cast("Worker | None", worker), exits)
     async with trio.open_nursery() as nursery:
         await nursery.start(made.tick)
@@ -100,9 +100,10 @@ async def test_the_line_that_blocks_the_loop_is_told_once_a_time(
     def told() -> list[str]:
         return [record.getMessage() for record in caplog.records if "has been blocked" in record.getMessage()]
 
-    async with watching(None, exits):
+    async with watching(None, exits) as made:
         hold_the_loop(told)
-        time.sleep(0.1)  # held on; several looks
+        enough = made.looks + 5
+        hold_the_loop(lambda: made.looks > enough)
         (first,) = told()
         assert "hold_the_loop" in first
         assert __file__ in first

@@ -12,9 +12,9 @@ import pytest
 import trio
 
 from atm.errors import StartError, StoreDamaged, StoreUnavailable, leaf_of
+from atm.serial import Call
 from atm.store import Claimed, Note, TaskFilter
 from atm.stores import sqlite
-from atm.serial import Call
 from atm.stores.sqlite import SqliteStore
 from atm.task import Status, TaskType
 from contracts.bench import Bench, OpenBench, failure_of, new_task

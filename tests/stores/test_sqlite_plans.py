@@ -11,7 +11,7 @@ import pytest
 
 from atm.store import Note, Position, TaskFilter
 from atm.stores.sqlite import SqliteStore
-from atm.task import Status, TaskType
+from atm.task import Status
 from contracts.bench import Bench, OpenBench, new_task, outcome
 
 
