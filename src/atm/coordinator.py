@@ -116,11 +116,17 @@ class Coordinator(Protocol):
 
     # queues
 
-    async def push(self, hints: Sequence[Hint], *, swept: bool = False) -> None:
+    async def push(self, hints: Sequence[Hint]) -> None:
         """Queue tasks by priority; delayed ones join their queue when due.
 
         A hint that is queued twice costs a refused claim; an implementation may leave the second one out.
-        ``swept`` ones are likely to be queued already: they must not pile up, however often they come.
+        """
+        ...
+
+    async def requeue(self, hints: Sequence[Hint]) -> int:
+        """Queue those of these due tasks that do not wait here already; how many did not.
+
+        Where finding out would cost much they may be taken for waiting.
         """
         ...
 

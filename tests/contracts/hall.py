@@ -61,8 +61,11 @@ class Hall:
         """Register a worker, or what is new about it."""
         await self.coordinator.register(worker(worker_id, **fields))
 
-    async def push(self, *names: str, priority: int = 0, delay: float = 0.0, swept: bool = False) -> None:
-        await self.coordinator.push([hint(name, priority, delay * self.unit) for name in names], swept=swept)
+    async def push(self, *names: str, priority: int = 0, delay: float = 0.0) -> None:
+        await self.coordinator.push([hint(name, priority, delay * self.unit) for name in names])
+
+    async def requeue(self, *names: str) -> int:
+        return await self.coordinator.requeue([hint(name) for name in names])
 
     async def dispatch(self, limit: int = 100) -> int:
         return await self.coordinator.dispatch(self.balance, limit)

@@ -261,16 +261,16 @@ async def test_length_counts_what_is_ready_and_not_handed(hall: Hall, clock: Clo
     assert (await hall.lengths(), await hall.delayed()) == ([0, 4, 0], 0)
 
 
-async def test_what_is_swept_again_and_again_stays_once_and_in_its_place(hall: Hall, clock: Clock | None) -> None:
+async def test_what_is_queued_again_and_again_stays_once_and_in_its_place(hall: Hall, clock: Clock | None) -> None:
     await hall.worker(types=["a"], capacity=1)
     await hall.push("a1", "x2", "a3", "a4")
     assert await hall.serve() == ["a1"], "the type x has no worker, and no slot is free any more"
     for _ in range(3):
-        await hall.push("a4", "x2", "a3", swept=True)
-    await hall.push("a5", "x6", swept=True)
+        assert await hall.requeue("a4", "x2", "a3") == 0
+    assert await hall.requeue("a5", "x6", "a3") == 2
     assert sum(await hall.lengths()) == 5
     await hall.settle("a1")
     assert await hall.serve_one_by_one() == ["a3", "a4", "a5"]
-    await hall.push("x2", "x6", "a7", swept=True)
+    assert await hall.requeue("x2", "x6", "a7") == 1
     assert await hall.serve() == ["a7"]
     assert await hall.lengths() == [0, 2, 0]

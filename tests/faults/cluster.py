@@ -56,6 +56,9 @@ DATABASE = "atm_chaos"
 BY_RECOVERY = ("Recovered: ", "Cancelled; the worker was lost", "Worker lost ")
 """How the messages begin by which the leader takes a task from a lost worker."""
 
+CANCEL_MARKS = "task:cancel:"
+"""Keys that are left for an hour."""
+
 STALE = "result refused as stale"
 
 T = TypeVar("T")
@@ -321,7 +324,9 @@ async def _run(storm: Storm, seconds: float, rate: float, seed: int, luck: rando
     aftermath += await _look_at_queues(storm)
     stats = {"load_seconds": load_seconds, "drained_after": drained_after, **_footprint(seats)}
     aftermath += await _stop_all(storm)
-    aftermath += _leftovers(storm)
+    keys = sorted(key for key in storm.redis.call("KEYS", "*") if not key.startswith(CANCEL_MARKS))
+    stats["keys"] = ", ".join(keys)
+    aftermath += _leftovers(storm, keys)
     tasks, logs = looking.read_tables(lambda statements: storm.mariadb.sql(statements, DATABASE))
     runs, twice = looking.read_runs(*(seat.runs for seat in seats))
     lives: list[SeatLife] = sorted((life for seat in seats for life in seat.lives), key=lambda life: life.number)
@@ -397,12 +402,9 @@ async def _stop_all(storm: Storm) -> list[Violation]:
     return found
 
 
-def _leftovers(storm: Storm) -> list[Violation]:
+def _leftovers(storm: Storm, keys: list[str]) -> list[Violation]:
     """S and O: what the nodes have left behind."""
     found = []
-    known = ("task:cancel:", "scheduler:incarnation", "scheduler:epoch")
-    keys = [key for key in storm.redis.call("KEYS", "*") if not key.startswith(known)]
-    storm._tell(f"keys left in Redis: {sorted(keys)[:20]}")
     for key in keys:
         if storm.redis.call("TTL", key) == -1 and storm.redis.call("TYPE", key) in ("list", "zset"):
             found.append(Violation("S", "", f"{key} is left in Redis"))
@@ -510,6 +512,7 @@ def _rows(report: Report) -> list[tuple[str, str]]:
         ("lives of nodes", f"{len(evidence.lives)}, starts repeated while a server was away {false_starts}"),
         ("start to ready", f"median {statistics.median(starts):.2f} s, longest {max(starts):.2f} s"),
         ("largest node at the end", f"{stats['memory']} MB, {stats['files']} descriptors"),
+        ("keys left in Redis", stats["keys"]),
         ("all ended", f"{stats['drained_after']:.1f} s after the last fault"),
         ("duration", f"{stats['seconds']:.0f} s, {stats['load_seconds']:.0f} s of it under load"),
         ("violations", f"{len(report.violations)} {_counts(broken)}".rstrip()),

@@ -158,9 +158,9 @@ class Cuttable(LocalCoordinator):
         while self._is_cut:
             await self._turned.wait()
 
-    async def push(self, hints: Sequence[Hint], *, swept: bool = False) -> None:
+    async def push(self, hints: Sequence[Hint]) -> None:
         if not self._is_cut:
-            await super().push(hints, swept=swept)
+            await super().push(hints)
 
     async def dispatch(self, balance: Balance, limit: int) -> int:
         return 0 if self._is_cut else await super().dispatch(balance, limit)

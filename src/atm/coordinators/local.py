@@ -106,7 +106,7 @@ class LocalCoordinator:
 
     # queues
 
-    async def push(self, hints: Sequence[Hint], *, swept: bool = False) -> None:
+    async def push(self, hints: Sequence[Hint]) -> None:
         now = trio.current_time()
         for hint in hints:
             due = now + hint.delay if hint.delay > 0 else -math.inf
@@ -121,6 +121,11 @@ class LocalCoordinator:
             else:
                 self._line(hint).append(_Waiting(self._number, now, hint))
         self._changed.set()
+
+    async def requeue(self, hints: Sequence[Hint]) -> int:
+        missing = [hint for hint in hints if self._known.get(hint.task_id) != -math.inf]
+        await self.push(missing)
+        return len(missing)
 
     def _line(self, hint: Hint) -> deque[_Waiting]:
         lines = self._lines[hint.priority]

@@ -175,8 +175,7 @@ class RedisCoordinator:
         self._losses_before_rebuild = 0
         self._event_listeners: list[Callable[[Sequence[TaskEvent]], None]] = []
         self._cancel_listeners: dict[str, Callable[[CancelRequest], None]] = {}
-        self._push = Request(SCRIPTS["push"], partial(self._pushed, False))
-        self._push_swept = Request(SCRIPTS["push"], partial(self._pushed, True))
+        self._push = Request(SCRIPTS["push"], self._pushed)
         self._publish = Request(SCRIPTS["publish"], self._published)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -321,15 +320,25 @@ class RedisCoordinator:
         elif self._term is not None:
             self._term.scope.cancel(reason="the queues were not filled well")
 
-    async def push(self, hints: Sequence[Hint], *, swept: bool = False) -> None:
-        request = self._push_swept if swept else self._push
+    async def push(self, hints: Sequence[Hint]) -> None:
         for start in range(0, len(hints), PAGE):
             if self._link.is_jammed:
                 with trio.move_on_after(JAM_PATIENCE):
                     await self._link.flush()
-            self._link.post(request, hints[start : start + PAGE], told=self._news)
+            self._link.post(self._push, hints[start : start + PAGE], told=self._news)
 
-    def _pushed(self, swept: bool, hints: Sequence[Hint]) -> tuple[bytes, ...]:
+    async def requeue(self, hints: Sequence[Hint]) -> int:
+        now: dict[str, list[str]] = {}
+        for hint in hints:
+            now.setdefault(str(hint.priority), []).append(f"{hint.task_id}:{hint.task_type}")
+        answer = await self._link.ask(says("requeue", now=now, leads=self._leads()))
+        if answer is None:
+            return 0
+        missing, news = answer
+        self._news(news)
+        return int(missing)
+
+    def _pushed(self, hints: Sequence[Hint]) -> tuple[bytes, ...]:
         now: dict[str, list[str]] = {}
         later: dict[str, int] = {}
         for hint in hints:
@@ -344,7 +353,7 @@ class RedisCoordinator:
                 for element in elements:
                     later.pop(f"{element}:{priority}", None)
         delayed = [part for pair in later.items() for part in pair]
-        return (encode({"now": now, "later": delayed, "swept": swept, "leads": self._leads()}),)
+        return (encode({"now": now, "later": delayed, "leads": self._leads()}),)
 
     async def overview(self) -> Overview | None:
         answer = await self._link.ask(says("overview"))

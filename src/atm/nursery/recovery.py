@@ -82,7 +82,7 @@ async def rebuild(store: Store, coordinator: Coordinator) -> None:
 
 
 async def sweep(store: Store, coordinator: Coordinator) -> None:
-    """Queue due tasks that nobody claims, for queues that have run short; page after page while they are full."""
+    """Queue due tasks that nobody claims, for queues that have run short; page after page while some are missing."""
     full = True
     while full:
         overview = await coordinator.overview()
@@ -94,11 +94,12 @@ async def sweep(store: Store, coordinator: Coordinator) -> None:
             if queue.length - queue.parked < PAGE
         ]
         found = await store.sweep(short, PAGE) if short else []
-        await coordinator.push(_hints(found), swept=True)
+        missing = await coordinator.requeue(_hints(found))
         for task_type in {waiting.task_type for waiting in found}:
             # A type that is blocked by a lost message gets one try.
             await coordinator.unblock(task_type, 1)
-        full = len(found) >= PAGE
+        # Many that wait in their queues as they should are no reason to hurry.
+        full = len(found) >= PAGE and missing > 0
 
 
 async def purge(store: Store, retention: float) -> None:

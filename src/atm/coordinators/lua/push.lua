@@ -1,35 +1,6 @@
 -- A.now: elements by priority. A.later: hints, each followed by its delay in ms.
--- A.swept: they are likely to be here already. Where the search would be long they are left out: what is missing
--- all the same comes with a later sweep.
-local function known_in(key)
-    if redis.call('LLEN', key) > SLICE then
-        return setmetatable({}, {__index = function() return true end})
-    end
-    local known = {}
-    for _, element in ipairs(redis.call('LRANGE', key, 0, -1)) do
-        known[element] = true
-    end
-    return known
-end
-
-local function but_for_known(priority, elements)
-    local new, lines = {}, {}
-    local queued = known_in(QUEUES[priority])
-    for _, element in ipairs(elements) do
-        local line = line_key(string.match(element, ':(.*)$'), priority)
-        lines[line] = lines[line] or known_in(line)
-        if not queued[element] and not lines[line][element] then
-            new[#new + 1] = element
-        end
-    end
-    return new
-end
-
 local delayed = redis.call('EXISTS', DELAYED) == 1
 for priority, elements in pairs(A.now) do
-    if A.swept then
-        elements = but_for_known(priority, elements)
-    end
     each_slice('RPUSH', QUEUES[priority], elements)
     if delayed then
         local hints = {}
