@@ -107,6 +107,20 @@ async def test_the_leader_is_1_only_on_the_node_that_leads() -> None:
     assert (await scrape(mine))["atm_leader", labels()] == 0
 
 
+async def test_metrics_go_on_without_the_coordinator() -> None:
+    class Unreachable(LocalCoordinator):
+        async def overview(self) -> None:  # type: ignore[override]
+            await trio.lowlevel.checkpoint()
+
+    metrics = Metrics()
+    metrics.watch(Unreachable(), "node")
+    metrics.created("echo", 1)
+    series = await scrape(metrics)
+    assert series["task_created_total", labels(task_type="echo")] == 1
+    assert series["atm_leader", labels()] == 0
+    assert not {name for name, _ in series} & {"queue_length", "atm_delayed_tasks", "worker_load"}
+
+
 # the page
 
 

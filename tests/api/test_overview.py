@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import trio
 
 from api.site import BATCH, Site, assert_problem, assert_success, until
 
@@ -76,3 +77,32 @@ def test_queues_show_what_waits_by_priority(make_site: MakeSite) -> None:
 @pytest.mark.parametrize("path", [WORKERS, QUEUES])
 def test_query_parameters_are_refused(site: Site, path: str) -> None:
     assert_problem(site.http.get(f"{path}?status=ALIVE"), 42201, "status")
+
+
+# while no coordinator can be reached
+
+
+@pytest.fixture
+def without_coordinator(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> Site:
+    async def nobody_knows() -> None:
+        await trio.lowlevel.checkpoint()
+
+    site = make_site()
+    monkeypatch.setattr(site.coordinator, "overview", nobody_knows)
+    return site
+
+
+@pytest.mark.parametrize("path", [WORKERS, QUEUES])
+def test_what_only_the_coordinator_knows_is_told_later(without_coordinator: Site, path: str) -> None:
+    answer = without_coordinator.http.get(path)
+    assert_problem(answer, 50303)
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_tasks_and_settings_are_shown_without_the_coordinator(without_coordinator: Site) -> None:
+    site = without_coordinator
+    site.configure("nobody", max_concurrent=5)
+    assert [found["task_type"] for found in assert_success(site.http.get("/api/v1/task-types"))] == ["nobody"]
+    assert site.get(site.create("nobody"))["pending_reason"] == "queued"
+    site.configure("nobody", enabled=False)
+    assert site.get(site.create("nobody"))["pending_reason"] == "type_disabled"

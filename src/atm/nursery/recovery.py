@@ -82,7 +82,7 @@ async def rebuild(store: Store, coordinator: Coordinator) -> None:
 
 
 async def sweep(store: Store, coordinator: Coordinator) -> None:
-    """Queue due tasks that nobody claims, for queues that have run short; page after page while some are missing."""
+    """Queue due tasks that nobody claims, for queues that have run short; page after page while hints are lost."""
     full = True
     while full:
         overview = await coordinator.overview()
