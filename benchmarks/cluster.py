@@ -362,6 +362,8 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help=f"also with {LARGE:,} rows; takes minutes")
     parser.add_argument("--peers", action="store_true", help="also BullMQ, where it can be installed")
     chosen = parser.parse_args()
+    # However it ends, its nodes end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     plan = Plan(chosen.tasks, chosen.rounds, chosen.samples, chosen.capacity, chosen.seconds, chosen.folder)
     wanted = [name for name in SECTIONS if not chosen.only or name in chosen.only]
     if chosen.large or "rows" in (chosen.only or ()):

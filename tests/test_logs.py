@@ -10,6 +10,7 @@ import logging.handlers
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,12 @@ def test_a_full_disk_is_told_once_and_the_node_goes_on(monkeypatch: pytest.Monke
     assert "first" in told
     assert "second" in told
     assert "Traceback" not in told
+
+
+def test_what_happens_with_every_request_is_told_seldom(caplog: pytest.LogCaptureFixture) -> None:
+    seldom = logs.Seldom(logging.getLogger("atm.test"), interval=0.2)
+    for _ in range(50):
+        seldom.error("refused")
+    time.sleep(0.25)
+    seldom.error("refused")
+    assert [record.message for record in caplog.records] == ["refused", "refused (and 49 more before)"]

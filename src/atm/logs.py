@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import logging.handlers
+import math
 import sys
 import time
 from pathlib import Path
@@ -102,3 +103,22 @@ def _file_handler(path: Path) -> logging.Handler:
         raise StartError(f"log.file: cannot write {path}: {(error.strerror or str(error)).lower()}") from None
     handler.setFormatter(JsonFormatter())
     return handler
+
+
+class Seldom:
+    """Keeps what happens with every request from flooding the log: at most one line in ``interval`` seconds."""
+
+    def __init__(self, logger: logging.Logger, interval: float = 1.0) -> None:
+        self._logger = logger
+        self._interval = interval
+        self._last = -math.inf
+        self._kept_back = 0
+
+    def error(self, text: str) -> None:
+        now = time.monotonic()
+        if now - self._last < self._interval:
+            self._kept_back += 1
+            return
+        more = f" (and {self._kept_back} more before)" if self._kept_back else ""
+        self._last, self._kept_back = now, 0
+        self._logger.error("%s%s", text, more)

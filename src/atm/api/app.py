@@ -20,6 +20,7 @@ from atm.api.waiters import Waiters
 from atm.coordinator import Coordinator
 from atm.errors import StoreError
 from atm.health import Health
+from atm.logs import Seldom
 from atm.metrics import Metrics
 from atm.store import Store
 
@@ -30,6 +31,7 @@ RETRY_AFTER = "1"
 """Seconds after which a client should try again when the store is away."""
 
 logger = logging.getLogger("atm.api")
+seldom = Seldom(logger)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ async def _api_error(error: ApiError) -> Response:
 
 
 async def _store_away(error: StoreError) -> Response:
-    logger.error("request refused: %s", error)
+    seldom.error(f"request refused: {error}")
     headers = {"Retry-After": RETRY_AFTER}
     return answer.failure(ApiError(answer.STORE_AWAY, "the store is unavailable; try again", headers=headers))
 

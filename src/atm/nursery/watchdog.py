@@ -54,7 +54,7 @@ class Watchdog:
         self._worker = worker
         self._exit = exit_process
         self._loop_thread = threading.get_ident()
-        self._alive_at = time.monotonic()
+        self._alive_at = self._looked_at = time.monotonic()
         self._ended = threading.Event()
         self._told = False
         self._overtime = 0.0
@@ -82,7 +82,12 @@ class Watchdog:
             self._look_at_lease()
 
     def _look_at_loop(self) -> None:
-        lag = time.monotonic() - self._alive_at
+        now = time.monotonic()
+        if now - self._looked_at > LOOK + LAG_LIMIT:
+            # This thread was not heard of either: the whole process was paused.
+            self._alive_at = now
+        self._looked_at = now
+        lag = now - self._alive_at
         if lag < LAG_LIMIT:
             self._told = False
         elif not self._told:
