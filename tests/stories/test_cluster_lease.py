@@ -87,3 +87,24 @@ def test_a_second_node_of_the_same_worker_id_takes_over_from_one_that_was_killed
         task = second.wait_for(task_id, "SUCCESS", LOST)
         assert task["result"] == {"node": "second", "attempt": 2}
         assert second.running
+
+
+@side_by_side
+def test_a_paused_node_whose_worker_id_another_has_taken_over_ends_when_it_wakes(mariadb: Databases) -> None:
+    with Cluster(mariadb) as cluster:
+        [first] = cluster.start("first", environ={"ATM_WORKER__ID": "twin"})
+        task_id = first.create("stubborn", max_retry=0)
+        first.wait_for(task_id, "PROCESSING")
+        first.pause()
+
+        [second] = cluster.start("second", environ={"ATM_WORKER__ID": "twin"})
+        task = second.wait_for(task_id, "SUCCESS", LOST)
+        assert task["result"] == {"node": "second", "attempt": 2}
+
+        first.resume()
+        assert first.ended() == CONFIG_EXIT
+        assert first.complaints[-1] == (
+            "atm: worker.id: twin is in use by another node; each node needs an id of its own"
+        )
+        assert second.task(task_id) == task
+        assert second.task(second.create("quick"), wait=20)["result"]["node"] == "second"
