@@ -52,8 +52,7 @@ async def test_the_file_can_be_loaded_by_the_mysql_client_on_an_empty_and_on_a_u
 
 def test_the_file_in_the_root_is_the_one_that_nodes_use() -> None:
     root = Path(__file__).parents[2] / "schema.sql"
-    assert root.is_symlink()
-    assert root.resolve() == SCHEMA.resolve()
+    assert root.read_text() == SCHEMA.read_text()
 
 
 async def test_ten_nodes_that_start_at_once_make_the_tables_once(database: Address) -> None:
