@@ -121,8 +121,12 @@ class Server(ABC):
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay, and nothing answers."""
+        """SIGSTOP: connections stay, and nothing answers once this returns."""
         os.kill(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 10
+        while not has_stopped(self.pid):
+            assert time.monotonic() < deadline, "the server does not stop"
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -429,3 +433,12 @@ def _answer(answers: Any) -> Any:
         case b"*":
             return [_answer(answers) for _ in range(int(rest))]
     raise AssertionError(f"unknown answer of Redis: {line!r}")
+
+
+def has_stopped(pid: int) -> bool:
+    """Whether a signal has stopped all threads of the process: it takes each of them a moment."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # that thread has ended
+            if (task / "stat").read_text().rpartition(")")[2].split()[0] not in "Tt":
+                return False
+    return True
