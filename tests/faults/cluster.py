@@ -8,6 +8,7 @@ Exits 1 if an invariant of checker.py was broken. The folder with all that was l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import math
 import os
@@ -531,13 +532,12 @@ def main() -> int:
     parser.add_argument("--keep", metavar="FOLDER", help="use this folder and leave it")
     chosen = parser.parse_args()
     work = partial(run, seconds=60 * chosen.minutes, rate=chosen.rate, seed=chosen.seed, say=_say)
-    if chosen.keep:
-        Path(chosen.keep).mkdir(parents=True, exist_ok=False)
-        report = trio.run(partial(work, Path(chosen.keep)))
-    else:
-        with tempfile.TemporaryDirectory(prefix="atm-chaos-") as folder:
-            report = trio.run(partial(work, Path(folder)))
-    print(report.text())
+    with contextlib.ExitStack() as stack:
+        if chosen.keep:
+            Path(chosen.keep).mkdir(parents=True, exist_ok=False)
+        folder = chosen.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="atm-chaos-"))
+        report = trio.run(partial(work, Path(folder)))
+        print(report.text())  # reads the nodes' logs
     return 1 if report.violations else 0
 
 
