@@ -46,6 +46,17 @@ class Call:
         self.result = outcome.Error(error)
 
 
+def share(calls: list[Call], result: object) -> None:
+    """The first call gets the result; those joined to it by chance get the same."""
+    for call in calls:
+        call.succeed(result)
+
+
+def fail_all(calls: list[Call], error: BaseException) -> None:
+    for call in calls:
+        call.fail(error)
+
+
 class SerialThread:
     """Runs ``execute(calls)`` for group after group, in a thread of its own.
 

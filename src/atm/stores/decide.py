@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from atm.errors import IdempotencyConflict
-from atm.store import CancelState, CancelVerdict, Created, Finished, NewTask, Outcome, Recovered
+from atm.store import CancelState, CancelVerdict, Created, Finished, NewTask, Outcome, Recovered, Waiting
 from atm.task import MAX_RECOVERIES, REOPENABLE, LogType, Status, TaskType
 
 SWEEP_FIRST = 2_000
@@ -288,3 +288,8 @@ def room(settings: TaskType, running: int) -> int | None:
 def changed_type(before: TaskType, changes: dict[str, Any]) -> TaskType:
     """The settings with these fields changed."""
     return msgspec.convert({**msgspec.structs.asdict(before), **changes}, TaskType)
+
+
+def waiting(task_id: str, task_type: str, priority: int, due_ms: int, now: int) -> Waiting:
+    """A PENDING row as a hint needs it; times are milliseconds."""
+    return Waiting(task_id, task_type, priority, max(0, due_ms - now) / 1000)

@@ -23,7 +23,7 @@ import trio
 from msgspec.structs import replace
 
 from atm.errors import IdempotencyConflict, StartError, StoreUnavailable, WorkerIdTaken
-from atm.serial import Call
+from atm.serial import Call, fail_all, share
 from atm.store import (
     CancelVerdict,
     Claimed,
@@ -348,7 +348,9 @@ class MySqlStore:
         select = bind(texts.SELECT_WAITING, at.priority, at.sweep_ms, at.sweep_ms, at.after, limit)
         now, found = await self._read(select, slow=True)
         rows = _read_page(joined(found))
-        page = [_waiting(task_id, task_type, priority, due, now) for task_id, task_type, priority, due, _ in rows]
+        page = [
+            decide.waiting(task_id, task_type, priority, due, now) for task_id, task_type, priority, due, _ in rows
+        ]
         if len(rows) == limit:
             return page, Position(at.priority, rows[-1][4], rows[-1][0])
         lower = [priority for priority in QUEUES if priority < at.priority]
@@ -371,7 +373,7 @@ class MySqlStore:
         return cast("tuple[int, list[Result]]", await lane.call(self._look, statements))
 
     async def _look(self, statements: tuple[bytes, ...], calls: list[Call], tx: _Transaction) -> None:
-        _share(calls, await tx.look(*statements))
+        share(calls, await tx.look(*statements))
 
     # how a group is carried out
 
@@ -384,12 +386,12 @@ class MySqlStore:
         except (StoreUnavailable, WorkerIdTaken) as error:
             if isinstance(error, StoreUnavailable):
                 self._watch.interrupt()
-            _fail_all(calls, error)
+            fail_all(calls, error)
         except Exception as error:  # noqa: BLE001 - a bug in one call must not end the others
             if len(calls) == 1:
                 calls[0].fail(error)
                 return
-            _fail_all(calls, StoreUnavailable("the transaction was undone"))
+            fail_all(calls, StoreUnavailable("the transaction was undone"))
             for call in calls:
                 await self._carry_out(pool, [call])
 
@@ -503,7 +505,7 @@ class MySqlStore:
         names = [name for name in task_types if name in limited]
         counts = await tx.run(*(bind(texts.COUNT_RUNNING, name) for name in names))
         full = {name for name, count in zip(names, counts, strict=True) if not _room(limited[name], count.number)}
-        _share(calls, [])
+        share(calls, [])
         if limit < 1 or not (asked := [name for name in task_types if name not in full]):
             return
         now, (alive, *pages) = await tx.lock(
@@ -606,7 +608,7 @@ class MySqlStore:
 
     async def _recover(self, limit: int, calls: list[Call], tx: _Transaction) -> None:
         [suspects] = await tx.run(bind(texts.SELECT_LOST, limit))
-        _share(calls, [])
+        share(calls, [])
         if not suspects.rows:
             return
         still = b" AND status = 'PROCESSING' FOR UPDATE SKIP LOCKED"
@@ -623,7 +625,7 @@ class MySqlStore:
                 verdict, changes[row.task_id] = decide.recover(row, now, delay, logs.add)
                 recovered.append(verdict)
         await tx.run(*texts.write(changes, logs, now), COMMIT)
-        _share(calls, recovered)
+        share(calls, recovered)
 
     async def _sweep(self, argument: tuple[tuple[int, ...], int], calls: list[Call], tx: _Transaction) -> None:
         priorities, limit = argument
@@ -631,7 +633,7 @@ class MySqlStore:
         rows = _read_waiting(joined(pages))
         update = bind(texts.UPDATE_SWEPT, now, now, decide.SWEEP_FIRST, decide.SWEEP_MAX)
         await tx.run(*(update + some for some in keys(row[0] for row in rows)), COMMIT)
-        _share(calls, [_waiting(*row, now) for row in rows])
+        share(calls, [decide.waiting(*row, now) for row in rows])
 
     async def _purge(self, argument: tuple[float, int], calls: list[Call], tx: _Transaction) -> None:
         older_than, limit = argument
@@ -643,7 +645,7 @@ class MySqlStore:
         gone = [task_id for some in locked for task_id in some.column]
         await tx.run(*(delete + some for delete in texts.DELETES for some in keys(gone)))
         await tx.run(COMMIT)
-        _share(calls, len(gone))
+        share(calls, len(gone))
 
     # leases and settings
 
@@ -668,7 +670,7 @@ class MySqlStore:
             COMMIT,
         )
         self._had.add(worker_id)
-        _share(calls, Lease(worker_id, epoch.number))
+        share(calls, Lease(worker_id, epoch.number))
         await self._forget(now, tx)
 
     @staticmethod
@@ -686,16 +688,16 @@ class MySqlStore:
         renewal = bind(texts.RENEW, self._lease_ms, lease.epoch, lease.worker_id)
         now, [renewed] = await tx.look(renewal)
         self._has_been_well(now)
-        _share(calls, self._lease_ms / 1000 if renewed.met else 0.0)
+        share(calls, self._lease_ms / 1000 if renewed.met else 0.0)
 
     async def _retire(self, lease: Lease, calls: list[Call], tx: _Transaction) -> None:
         await tx.run(bind(texts.RETIRE, lease.epoch, lease.worker_id))
-        _share(calls, None)
+        share(calls, None)
 
     async def _expire(self, _: None, calls: list[Call], tx: _Transaction) -> None:
         over = bind("state = 'ALIVE' AND lease_until < @now - %s", self._margin_ms)
         now, [found] = await tx.look(b"SELECT epoch FROM worker_registry WHERE " + over)
-        _share(calls, [])
+        share(calls, [])
         if not self._has_been_well(now) or not found.rows:
             return
         epochs = listing(sorted(int(epoch) for epoch in found.column))
@@ -704,7 +706,7 @@ class MySqlStore:
         if lost.rows:
             update = b"UPDATE worker_registry SET state = 'LOST' WHERE epoch IN "
             await tx.run(update + listing(int(epoch) for epoch in lost.column), COMMIT)
-        _share(calls, [cast("bytes", row[1]).decode() for row in lost.rows])
+        share(calls, [cast("bytes", row[1]).decode() for row in lost.rows])
 
     def _has_been_well(self, now: int) -> bool:
         # A leap that a test makes is time that has passed, for both clocks.
@@ -714,7 +716,7 @@ class MySqlStore:
         candidate, seconds = argument
         update = bind(texts.CAMPAIGN, candidate, candidate, round(seconds * 1000), candidate)
         _, [leads] = await tx.look(update)
-        _share(calls, bool(leads.met))
+        share(calls, bool(leads.met))
 
     async def _change_task_type(self, argument: tuple[str, bytes], calls: list[Call], tx: _Transaction) -> None:
         task_type, changes = argument
@@ -724,7 +726,7 @@ class MySqlStore:
         limited = settings.max_concurrent is not None or not settings.enabled
         await tx.run(bind(texts.UPDATE_TYPE, texts.encode(settings), limited, task_type), COMMIT)
         self._types_known = False
-        _share(calls, settings)
+        share(calls, settings)
 
 
 class _Claims:
@@ -817,18 +819,3 @@ def _by_name(found: Result) -> dict[str, TaskType]:
 def _is_race(error: Rejected, tx: _Transaction) -> bool:
     """Whether a second look helps: a key was taken since the first one, or an earlier try comes through late."""
     return error.code == DUPLICATE and (tx.losses > 0 or error.text.endswith("task_idempotency'"))
-
-
-def _waiting(task_id: str, task_type: str, priority: int, due_ms: int, now: int) -> Waiting:
-    return Waiting(task_id, task_type, priority, max(0, due_ms - now) / 1000)
-
-
-def _share(calls: list[Call], result: object) -> None:
-    """The first call gets the result; those joined to it by chance get the same."""
-    for call in calls:
-        call.succeed(result)
-
-
-def _fail_all(calls: list[Call], error: BaseException) -> None:
-    for call in calls:
-        call.fail(error)

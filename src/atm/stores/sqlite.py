@@ -24,7 +24,7 @@ import msgspec
 import trio
 
 from atm.errors import IdempotencyConflict, StartError, StoreDamaged, StoreUnavailable
-from atm.serial import Call, SerialThread
+from atm.serial import Call, SerialThread, fail_all, share
 from atm.store import (
     CancelVerdict,
     Claimed,
@@ -372,7 +372,7 @@ class SqliteStore:
         )
         rows = await self._slow_reader.call(_fetch, (sql, (at.priority, at.sweep_ms, at.after, limit)))
         now = self._now()
-        page = [_waiting(row[0], row[1], row[2], row[3], now) for row in rows]
+        page = [decide.waiting(row[0], row[1], row[2], row[3], now) for row in rows]
         if len(rows) == limit:
             return page, Position(at.priority, rows[-1][4], rows[-1][5])
         lower = [priority for priority in QUEUES if priority < at.priority]
@@ -420,12 +420,12 @@ class SqliteStore:
             self._log_id = self._log_ids_end  # a block taken in this transaction was not
             failure = _translate(error)
             if isinstance(failure, StoreDamaged):
-                _fail_all(calls, failure)
+                fail_all(calls, failure)
                 raise failure from None
             if isinstance(failure, StoreUnavailable) or len(calls) == 1:
-                _fail_all(calls, failure)
+                fail_all(calls, failure)
                 return
-            _fail_all(calls, StoreUnavailable("the transaction was undone"))
+            fail_all(calls, StoreUnavailable("the transaction was undone"))
             for call in calls:
                 self._commit([call])
 
@@ -558,7 +558,7 @@ class SqliteStore:
         call = Call(self._claim, lease, [task_id for (task_id,) in rows[:limit]], 0)
         self._claim(lease, [call], now)
         # Of calls joined by chance the first one gets the tasks.
-        _share(calls, [])
+        share(calls, [])
         calls[0].succeed([verdict for verdict in call.result.unwrap() if isinstance(verdict, Claimed)])
 
     def _room(self, task_types: Iterable[str]) -> dict[str, float]:
@@ -608,7 +608,7 @@ class SqliteStore:
         text = self._db.execute(_SELECT_LOST, (limit,)).fetchone()[0]
         decisions = [decide.recover(row, now, 0, self._log) for row in _read_rows(text)]
         self._apply([change for _, change in decisions], now)
-        _share(calls, [recovered for recovered, _ in decisions])
+        share(calls, [recovered for recovered, _ in decisions])
 
     def _sweep(self, argument: tuple[tuple[int, ...], int], calls: list[Call], now: int) -> None:
         priorities, limit = argument
@@ -618,8 +618,8 @@ class SqliteStore:
             if rows:
                 ids = _to_json([row[0] for row in rows])
                 self._db.execute(_UPDATE_SWEPT, (now, now, decide.SWEEP_FIRST, decide.SWEEP_MAX, ids))
-                found += [_waiting(row[0], row[1], row[2], row[3], now) for row in rows]
-        _share(calls, found)
+                found += [decide.waiting(row[0], row[1], row[2], row[3], now) for row in rows]
+        share(calls, found)
 
     def _note(self, _: None, calls: list[Call], now: int) -> None:
         rows = self._rows({note.task_id for call in calls for note in call.rows})
@@ -651,7 +651,7 @@ class SqliteStore:
                 f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))",  # noqa: S608
                 (ids,),
             ).rowcount
-        _share(calls, removed)
+        share(calls, removed)
 
     def _register(self, argument: tuple[str, int, tuple[str, ...]], calls: list[Call], now: int) -> None:
         worker_id, capacity, task_types = argument
@@ -669,7 +669,7 @@ class SqliteStore:
             (worker_id, epoch, capacity, _to_json(task_types), now),
         )
         self._alive = {lease for lease in self._alive if lease.worker_id != worker_id} | {Lease(worker_id, epoch)}
-        _share(calls, Lease(worker_id, epoch))
+        share(calls, Lease(worker_id, epoch))
 
     def _retire(self, lease: Lease, calls: list[Call], now: int) -> None:
         self._db.execute(
@@ -677,7 +677,7 @@ class SqliteStore:
             (lease.worker_id, lease.epoch),
         )
         self._alive = self._alive - {lease}
-        _share(calls, None)
+        share(calls, None)
 
     def _held(self, lease: Lease, calls: list[Call], now: int) -> None:
         sql = (
@@ -685,7 +685,7 @@ class SqliteStore:
             "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND worker_id = ? AND worker_epoch = ?"
         )
         rows = _fetch(self._db, (sql, (lease.worker_id, lease.epoch)))
-        _share(calls, [Held(row[0], row[1], (now - row[2]) / 1000, bool(row[3])) for row in rows])
+        share(calls, [Held(row[0], row[1], (now - row[2]) / 1000, bool(row[3])) for row in rows])
 
     def _change_task_type(self, argument: tuple[str, str], calls: list[Call], now: int) -> None:
         task_type, changes = argument
@@ -698,7 +698,7 @@ class SqliteStore:
         # Seen by the verbs behind it in this group; a new dict, so that a failed commit can take it back.
         self._types = {**self._types, settings.task_type: settings}
         self._find_limited()
-        _share(calls, settings)
+        share(calls, settings)
 
     def _judge(self, calls: list[Call], judge: Callable[[Any], tuple[Any, Change | End | None]], now: int) -> None:
         """Have every row of every call judged; write the changes; give each call its verdicts."""
@@ -769,27 +769,12 @@ def _by_verb(calls: list[Call]) -> Iterable[tuple[tuple[Callable[..., None], Any
     return groups.items()
 
 
-def _share(calls: list[Call], result: object) -> None:
-    """The first call gets the result; those joined to it by chance get the same."""
-    for call in calls:
-        call.succeed(result)
-
-
-def _fail_all(calls: list[Call], error: BaseException) -> None:
-    for call in calls:
-        call.fail(error)
-
-
 def _fetch(connection: sqlite3.Connection, query: tuple[str, tuple[object, ...]]) -> list[Any]:
     return connection.execute(*query).fetchall()
 
 
 def _task(row: Sequence[Any]) -> Task:
     return msgspec.convert(row, Task)
-
-
-def _waiting(task_id: str, task_type: str, priority: int, due_ms: int, now: int) -> Waiting:
-    return Waiting(task_id, task_type, priority, max(0, due_ms - now) / 1000)
 
 
 @contextlib.contextmanager
