@@ -172,6 +172,7 @@ VERBS: dict[str, Callable[[Bench], Awaitable[object]]] = {
     "claim": lambda bench: bench.running(),
     "claim of many": lambda bench: _claim_many(bench),
     "claim of a capped type": lambda bench: bench.running(task_type="capped"),
+    "claim and finish without caps": lambda bench: _without_caps(bench),
     "poll": _poll,
     "finish": _finish,
     "cancel": lambda bench: _cancel(bench),
@@ -189,6 +190,18 @@ VERBS: dict[str, Callable[[Bench], Awaitable[object]]] = {
 async def _claim_many(bench: Bench) -> None:
     ids = await bench.create_many(600)
     assert await bench.claims(ids) == ["claimed"] * 600
+
+
+async def _without_caps(bench: Bench) -> None:
+    await bench.store.change_task_type("capped", {"max_concurrent": None})
+    ids = await bench.create_many(600)
+    assert await bench.claims(ids) == ["claimed"] * 600
+    tasks = [await bench.get(task_id) for task_id in ids]
+    lease = await bench.lease()
+    for results in (["1"] * 300, list(map(str, range(300)))):
+        ends = [outcome(tasks.pop(), Status.SUCCESS, result_json=result) for result in results]
+        assert {verdict.status for verdict in await bench.store.finish(lease, ends)} == {Status.SUCCESS}
+    await bench.store.change_task_type("capped", {"max_concurrent": 500})
 
 
 async def _cancel(bench: Bench) -> None:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import repeat
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import msgspec
 import trio
@@ -76,11 +76,11 @@ DAY = 86_400_000
 FORGOTTEN_AT_ONCE = 100
 RECOVERY_JITTER = 1000
 CLOCK_STEP = 1000
-DUPLICATE = 1062
+NOT_NULL, DUPLICATE = 1048, 1062
 
 _read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode
-_read_rows = msgspec.json.Decoder(list[tuple[int, Row]]).decode
-_read_lost = msgspec.json.Decoder(list[tuple[int, Row, int]]).decode
+_read_rows = msgspec.json.Decoder(list[tuple[int, Row, int | None]]).decode
+_read_lost = msgspec.json.Decoder(list[tuple[int, Row, int | None, int]]).decode
 _read_tasks = msgspec.json.Decoder(list[Task]).decode
 _read_logs = msgspec.json.Decoder(list[LogRow]).decode
 _read_settings = msgspec.json.Decoder(TaskType).decode
@@ -93,6 +93,7 @@ _read_held = msgspec.json.Decoder(list[tuple[str, int, int, int | None]]).decode
 _NO_LEASE = Refused(Refusal.NO_LEASE)
 _GONE = Refused(Refusal.GONE)
 _BLOCKED = Refused(Refusal.BLOCKED)
+_SUCCEEDED, _STALE = Finished(Status.SUCCESS), Finished(None)
 _DEFAULTS = TaskType(task_type="")
 T = TypeVar("T")
 
@@ -133,10 +134,15 @@ class _Transaction:
     def __init__(self, set_now: bytes) -> None:
         self._set_now = set_now
         self.losses = 0  # tries whose outcome is unknown
-        self.taken: dict[str, int] = {}  # tasks that those may have claimed, with the attempt
+        self.taken: dict[str, int | None] = {}  # tasks that those may have claimed, with the attempt if known
 
     async def run(self, *statements: bytes) -> list[Result]:
         return await self.connection.run(*statements)
+
+    async def at_once(self, *statements: bytes) -> list[Result]:
+        """A transaction in one trip."""
+        _, _, *results, _ = await self.connection.run(texts.BEGIN, self._set_now, *statements, COMMIT)
+        return results
 
     async def begin(self, *reads: bytes) -> tuple[int, list[Result]]:
         """Begin, and read; now by the server's clock, and what was read."""
@@ -161,9 +167,9 @@ class _Transaction:
         """Begin; now, and the rows, locked."""
         now, found = await self.lock(*(texts.SELECT_ROWS + some + b" FOR UPDATE" for some in keys(task_ids)))
         rows: dict[str, Row] = {}
-        for log_count, row in _read_rows(joined(found)):
+        for log_count, row, started_ms in _read_rows(joined(found)):
             rows[row.task_id] = row
-            logs.counts[row.task_id] = log_count
+            logs.know(log_count, row, started_ms)
         return now, rows
 
 
@@ -209,6 +215,7 @@ class MySqlStore:
         self._types_known = False
         self._watch = Watch(self._lease_ms)
         self._had: set[str] = set()  # worker ids that this process had a lease for
+        self._claims: dict[str, _Claim] = {}  # of the tasks that are known to be claimed here
 
     def _lane(self, workers: int) -> Lane:
         return Lane(lambda calls: self._carry_out(self._pool, calls), workers)
@@ -260,7 +267,7 @@ class MySqlStore:
 
     async def finish(self, lease: Lease, outcomes: Sequence[Outcome]) -> list[Finished]:
         size = sum(len(o.result_json or "") + len(o.details or "") for o in outcomes)
-        return cast("list[Finished]", await _batch(self._finishing, self._finish, None, outcomes, size))
+        return cast("list[Finished]", await _batch(self._finishing, self._finish, lease, outcomes, size))
 
     async def cancel(self, task_ids: Sequence[str]) -> list[CancelVerdict]:
         return cast("list[CancelVerdict]", await _batch(self._others, self._cancel, None, task_ids))
@@ -323,7 +330,16 @@ class MySqlStore:
 
     async def logs(self, task_id: str) -> list[LogRow] | None:
         # A task is created with its first log row, so no rows means no task.
-        return _read_logs(await self._read_one(bind(texts.SELECT_LOG, task_id))) or None
+        _, [owed, written] = await self._read(
+            texts.SELECT_ROWS + listing([task_id]) + texts.OWED, bind(texts.SELECT_LOG, task_id)
+        )
+        rows = _read_logs(joined([written]))
+        for log_count, row, started_ms in _read_rows(joined([owed])):
+            claim = decide.claimed(task_id, row.attempt, row.worker_id or "")
+            if len(rows) == -log_count:  # else it was written meanwhile
+                values = (1 - log_count, *claim[1:], started_ms)
+                rows.append(msgspec.convert(values, LogRow))
+        return rows or None
 
     async def find(self, where: TaskFilter, before: str | None, limit: int) -> list[Task]:
         rare = where.status not in (None, Status.SUCCESS) and await self._is_rare(where.status)
@@ -476,24 +492,62 @@ class MySqlStore:
 
     async def _claim(self, lease: Lease, calls: list[Call], tx: _Transaction) -> None:
         types = await self._settings(tx)
+        asked = [task_id for call in calls for task_id in call.rows]
+        got: dict[str, Claimed | Refused] = {}
+        if not tx.losses and not any(map(_is_limited, types.values())):
+            got |= await self._claim_at_once(lease, asked, types, tx)
+        if rest := [task_id for task_id in dict.fromkeys(asked) if task_id not in got]:
+            got |= await self._claim_with_care(lease, rest, types, tx)
+        for call in calls:
+            verdicts = []
+            for task_id in call.rows:
+                verdicts.append(got[task_id])
+                if isinstance(got[task_id], Claimed):
+                    got[task_id] = _GONE  # asked for once more
+            call.succeed(verdicts)
+
+    async def _claim_at_once(
+        self, lease: Lease, task_ids: Iterable[str], types: Mapping[str, TaskType], tx: _Transaction
+    ) -> dict[str, Claimed]:
+        """In one trip, those that are due, unless a look at caps is needed or the lease is over."""
+        update = bind(texts.UPDATE_CLAIMED, lease.worker_id, lease.epoch, decide.OVERRUN)
+        now = bind(texts.CLAIMED_NOW, lease.epoch)
+        tx.taken |= dict.fromkeys(task_ids)
+        some = list(keys(task_ids))
+        _, *results = await tx.at_once(
+            bind(texts.SET_FREE, lease.epoch, lease.worker_id),
+            *(update + names + texts.STILL_DUE for names in some),
+            *(texts.SELECT_CLAIMED + names + now for names in some),
+        )
+        return self._claimed(joined(results[len(some) :]), types)
+
+    def _claimed(self, rows: bytes, types: Mapping[str, TaskType]) -> dict[str, Claimed]:
+        """The tasks among the rows, all of them claimed by this process, whose claim is news."""
+        claimed: dict[str, Claimed] = {}
+        for log_count, task in _read_claimable(rows):
+            known = self._claims.get(task.task_id)
+            if known is None or known.attempt != task.attempt:
+                self._claims[task.task_id] = _Claim(task.attempt, log_count, task.started_ms or 0)
+                claimed[task.task_id] = Claimed(task, types.get(task.task_type) or _DEFAULTS)
+        return claimed
+
+    async def _claim_with_care(
+        self, lease: Lease, task_ids: list[str], types: Mapping[str, TaskType], tx: _Transaction
+    ) -> dict[str, Claimed | Refused]:
         claimable = bind(texts.SELECT_CLAIMABLE, lease.worker_id)
         now, (alive, limited, *found) = await tx.lock(
             bind(texts.SELECT_LEASE, lease.epoch, lease.worker_id),
             b"SELECT task_type FROM task_config WHERE limited",
-            *(
-                claimable + some + b" AND status = 'PENDING' FOR UPDATE"
-                for some in keys(task_id for call in calls for task_id in call.rows)
-            ),
+            *(claimable + some + b" AND status = 'PENDING' FOR UPDATE" for some in keys(task_ids)),
         )
         if not alive.rows:
-            for call in calls:
-                call.succeed([_NO_LEASE] * len(call.rows))
-            return
+            return dict.fromkeys(task_ids, _NO_LEASE)
+        mine = await self._claimed_before(lease, types, tx)
         claims = _Claims(lease, now, types, _read_claimable(joined(found)))
         await self._prepare(claims, [name.decode() for name in limited.column], tx)
-        for call in calls:
-            call.succeed([claims.judge(task_id) for task_id in call.rows])
+        verdicts = {task_id: mine.get(task_id) or claims.judge(task_id) for task_id in task_ids}
         await self._take(claims, tx)
+        return verdicts
 
     async def _poll(
         self, argument: tuple[Lease, tuple[str, ...], int], calls: list[Call], tx: _Transaction
@@ -513,17 +567,16 @@ class MySqlStore:
         )
         if not alive.rows:
             return
-        claims = _Claims(lease, now, types, _read_claimable(joined(pages))[:limit])
+        mine = await self._claimed_before(lease, types, tx)
+        claims = _Claims(lease, now, types, _read_claimable(joined(pages))[: limit - len(mine)])
         await self._prepare(claims, limited, tx)
-        verdicts = [claims.judge(task_id) for task_id in (*claims.mine, *claims.found)]
+        verdicts = [*mine.values(), *(claims.judge(task_id) for task_id in list(claims.found))]
         await self._take(claims, tx)
         # Of calls joined by chance the first one gets the tasks.
         calls[0].succeed([verdict for verdict in verdicts if isinstance(verdict, Claimed)])
 
     async def _prepare(self, claims: _Claims, limited: Iterable[str], tx: _Transaction) -> None:
         """Lock the limited types among the claimable tasks, and find out how many more of each may run."""
-        if tx.losses and tx.taken:
-            claims.mine = await self._claimed_before(claims.lease, tx)
         names = sorted(set(limited) & {task.task_type for _, task in claims.found.values()})
         if not names:
             return
@@ -536,25 +589,74 @@ class MySqlStore:
             left = _room(settings[name], count.number) if name in settings else math.inf
             claims.room[name] = left
 
-    async def _claimed_before(self, lease: Lease, tx: _Transaction) -> dict[str, Task]:
+    async def _claimed_before(
+        self, lease: Lease, types: Mapping[str, TaskType], tx: _Transaction
+    ) -> dict[str, Claimed]:
         """What an earlier try, whose outcome was unknown, has claimed."""
+        if not (tx.losses and tx.taken):
+            return {}
         own = bind(" AND status = 'PROCESSING' AND worker_epoch = %s FOR UPDATE", lease.epoch)
-        found = await tx.run(*(texts.SELECT_TASKS + some + own for some in keys(tx.taken)))
-        return {
-            task.task_id: task for task in _read_tasks(joined(found)) if tx.taken[task.task_id] == task.attempt
-        }
+        found = await tx.run(*(texts.SELECT_CLAIMED + some + own for some in keys(tx.taken)))
+        claimed = self._claimed(joined(found), types)
+        return {name: c for name, c in claimed.items() if tx.taken[name] in (None, c.task.attempt)}
 
     async def _take(self, claims: _Claims, tx: _Transaction) -> None:
-        tx.taken |= claims.taken
+        tx.taken |= {task_id: claim.attempt for task_id, claim in claims.taken.items()}
         await tx.run(*claims.statements(), COMMIT)
+        self._claims |= claims.taken
 
     # the other transitions
 
-    async def _finish(self, _: None, calls: list[Call], tx: _Transaction) -> None:
+    async def _finish(self, lease: Lease, calls: list[Call], tx: _Transaction) -> None:
+        plain = {} if tx.losses else self._plain_ends(calls)
+        if not (plain and await self._succeed(lease, plain, tx)):
+            plain = {}
+        others = [o for call in calls for o in call.rows if o.task_id not in plain]
         logs = Logs()
-        now, rows = await tx.rows((o.task_id for call in calls for o in call.rows), logs)
-        changes = _judge(calls, lambda o: decide.finish(rows.get(o.task_id), o, now, logs.add))
-        await tx.run(*texts.write(changes, logs, now), COMMIT)
+        now, rows = await tx.rows((o.task_id for o in others), logs) if others else (0, {})
+
+        def judge(o: Outcome) -> tuple[Finished, Change | End | None]:
+            if (success := plain.get(o.task_id)) is not None:
+                return _SUCCEEDED if success.outcome is o else _STALE, None
+            return decide.finish(rows.get(o.task_id), o, now, logs.add)
+
+        changes = _judge(calls, judge)
+        if others:
+            await tx.run(*texts.write(changes, logs, now), COMMIT)
+        for call in calls:
+            for o in call.rows:
+                claim = self._claims.get(o.task_id)
+                if claim is not None and claim.attempt == o.attempt:
+                    del self._claims[o.task_id]
+
+    def _plain_ends(self, calls: list[Call]) -> dict[str, texts.Success]:
+        """The successes of tasks that are, as far as known here, just as they were claimed."""
+        plain: dict[str, texts.Success] = {}
+        for call in calls:
+            for o in call.rows:
+                claim = self._claims.get(o.task_id)
+                if (
+                    o.status is Status.SUCCESS
+                    and claim is not None
+                    and claim.attempt == o.attempt
+                    and claim.log_count < 0
+                    and o.error_json is None
+                    and o.details is None
+                ):
+                    plain[o.task_id] = texts.Success(o.task_id, *claim, o)
+        return plain
+
+    @staticmethod
+    async def _succeed(lease: Lease, plain: Mapping[str, texts.Success], tx: _Transaction) -> bool:
+        """Write these ends in one trip; False, and nothing is written, when one of the tasks has changed."""
+        try:
+            await tx.at_once(*texts.succeed(list(plain.values()), lease))
+            return True
+        except Rejected as error:
+            if error.code not in (NOT_NULL, DUPLICATE):
+                raise
+            await tx.run(b"ROLLBACK")
+            return False
 
     async def _cancel(self, _: None, calls: list[Call], tx: _Transaction) -> None:
         logs = Logs()
@@ -591,7 +693,7 @@ class MySqlStore:
 
     async def _note(self, _: None, calls: list[Call], tx: _Transaction) -> None:
         logs = Logs()
-        now, rows = await tx.rows((note.task_id for call in calls for note in call.rows), logs)
+        _now, rows = await tx.rows((note.task_id for call in calls for note in call.rows), logs)
         progress: dict[str, str | None] = {}
         for call in calls:
             for note in call.rows:
@@ -602,9 +704,11 @@ class MySqlStore:
                 if note.message is not None:
                     log_type = note.log_type.value
                     logs.add(Log(row.seq, log_type, None, None, note.message, note.worker_id, note.attempt))
+                    if (claim := self._claims.get(note.task_id)) is not None:
+                        self._claims[note.task_id] = claim._replace(log_count=abs(claim.log_count))
             call.succeed(None)
         noted = texts.pieces((task_id, logs.counts[task_id], text) for task_id, text in progress.items())
-        await tx.run(*(bind(texts.UPDATE_NOTED, piece) for piece in noted), *logs.statements(now), COMMIT)
+        await tx.run(*(bind(texts.UPDATE_NOTED, piece) for piece in noted), *logs.statements(), COMMIT)
 
     async def _recover(self, limit: int, calls: list[Call], tx: _Transaction) -> None:
         [suspects] = await tx.run(bind(texts.SELECT_LOST, limit))
@@ -618,9 +722,9 @@ class MySqlStore:
         logs = Logs()
         changes: dict[str, Change | End] = {}
         recovered: list[Recovered] = []
-        for log_count, row, epoch in _read_lost(joined(found)):
+        for log_count, row, started_ms, epoch in _read_lost(joined(found)):
             if epoch not in living:
-                logs.counts[row.task_id] = log_count
+                logs.know(log_count, row, started_ms)
                 delay = random.randrange(RECOVERY_JITTER)
                 verdict, changes[row.task_id] = decide.recover(row, now, delay, logs.add)
                 recovered.append(verdict)
@@ -723,17 +827,21 @@ class MySqlStore:
         insert = bind(texts.INSERT_TYPE, task_type, texts.encode(TaskType(task_type=task_type)))
         _, [_, found] = await tx.begin(insert, bind(texts.SELECT_TYPE, task_type))
         settings = decide.changed_type(_read_settings(found.column[0]), msgspec.json.decode(changes))
-        limited = settings.max_concurrent is not None or not settings.enabled
-        await tx.run(bind(texts.UPDATE_TYPE, texts.encode(settings), limited, task_type), COMMIT)
+        await tx.run(bind(texts.UPDATE_TYPE, texts.encode(settings), _is_limited(settings), task_type), COMMIT)
         self._types_known = False
         share(calls, settings)
 
 
-class _Claims:
-    """The claims of one transaction: who gets what, and what is to be written.
+class _Claim(NamedTuple):
+    """A task as it was claimed here."""
 
-    ``mine``: what an earlier try has claimed. ``room``: how many more of a limited type may run.
-    """
+    attempt: int
+    log_count: int
+    started_ms: int
+
+
+class _Claims:
+    """The claims of one transaction: who gets what. ``room``: how many more of a limited type may run."""
 
     def __init__(
         self, lease: Lease, now: int, types: Mapping[str, TaskType], found: list[tuple[int, Task]]
@@ -741,15 +849,11 @@ class _Claims:
         self.lease = lease
         self.types = types
         self.found = {item[1].task_id: item for item in found}
-        self.mine: dict[str, Task] = {}
         self.room: dict[str, float] = {}
-        self.taken: dict[str, int] = {}
+        self.taken: dict[str, _Claim] = {}
         self._now = now
-        self._logs = Logs()
 
     def judge(self, task_id: str) -> Claimed | Refused:
-        if (mine := self.mine.pop(task_id, None)) is not None:
-            return self._claimed(mine)
         item = self.found.get(task_id)
         if item is None:
             return _GONE
@@ -760,21 +864,14 @@ class _Claims:
             if self.room[task.task_type] <= 0:
                 return _BLOCKED
             self.room[task.task_type] -= 1
-        self.taken[task_id] = task.attempt
-        del self.found[task_id]  # asked for once more, it is gone
-        self._logs.counts[task_id] = log_count
-        self._logs.add(decide.claimed(task_id, task.attempt, self.lease.worker_id))
+        self.taken[task_id] = _Claim(task.attempt, -log_count, self._now)
         if task.started_ms != self._now:  # read before the row was locked
             task = replace(task, started_ms=self._now)
-        return self._claimed(task)
-
-    def _claimed(self, task: Task) -> Claimed:
         return Claimed(task, self.types.get(task.task_type) or _DEFAULTS)
 
     def statements(self) -> list[bytes]:
-        lease, now = self.lease, self._now
-        update = bind(texts.UPDATE_CLAIMED, lease.worker_id, lease.epoch, now, now + decide.OVERRUN)
-        return [*(update + some for some in keys(self.taken)), *self._logs.statements(now)]
+        update = bind(texts.UPDATE_CLAIMED, self.lease.worker_id, self.lease.epoch, decide.OVERRUN)
+        return [update + some for some in keys(self.taken)]
 
 
 async def _batch(
@@ -805,6 +902,10 @@ def _receipt(item: Created | NewTask, now: int) -> Created:
         return item
     due_ms, _ = decide.due(item, now)
     return Created(item.task_id, due_in=(due_ms - now) / 1000)
+
+
+def _is_limited(settings: TaskType) -> bool:
+    return settings.max_concurrent is not None or not settings.enabled
 
 
 def _room(settings: TaskType, running: int) -> float:

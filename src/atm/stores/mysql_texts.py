@@ -9,13 +9,13 @@ server's clock, read at the beginning of a transaction; ``bind`` puts values whe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import msgspec
 
-from atm.store import Lease, NewTask, TaskFilter
+from atm.store import Lease, NewTask, Outcome, TaskFilter
 from atm.stores import decide
-from atm.stores.decide import Change, End, Log
+from atm.stores.decide import Change, End, Log, Row
 from atm.stores.mysql_driver import Result, bind, literal, quote
 from atm.task import QUEUES, TERMINAL, TaskType
 
@@ -63,8 +63,11 @@ _LOG = (
 _BY_KEY = "FROM task AS t FORCE INDEX (PRIMARY) WHERE task_id IN "
 _LIVE = "FROM task FORCE INDEX (task_live) WHERE "
 
-SELECT_ROWS = f"SELECT JSON_ARRAY(log_count, JSON_ARRAY({_ROW})) {_BY_KEY.replace(' AS t', '')}".encode()
-SELECT_LOST_ROWS = SELECT_ROWS.replace(b")) FROM", b"), worker_epoch) FROM")
+SELECT_ROWS = (
+    f"SELECT JSON_ARRAY(log_count, JSON_ARRAY({_ROW}), started_at) {_BY_KEY.replace(' AS t', '')}".encode()
+)
+SELECT_LOST_ROWS = SELECT_ROWS.replace(b", started_at) FROM", b", started_at, worker_epoch) FROM")
+SELECT_CLAIMED = f"SELECT JSON_ARRAY(log_count, JSON_ARRAY({_TASK})) {_BY_KEY}".encode()
 SELECT_CLAIMABLE = f"SELECT JSON_ARRAY(log_count, JSON_ARRAY({_CLAIMED})) {_BY_KEY}"
 SELECT_TASKS = f"SELECT JSON_ARRAY({_TASK}) {_BY_KEY}".encode()
 SELECT_IDS = f"SELECT task_id {_BY_KEY}".encode()
@@ -74,6 +77,7 @@ SELECT_OWNERS = (
     "FROM task FORCE INDEX (task_idempotency) WHERE idempotency_key IN "
 ).encode()
 SELECT_LOG = f"SELECT JSON_ARRAY({_LOG}) FROM task_logs WHERE task_id = %s ORDER BY log_id"
+OWED = b" AND log_count < 0"
 SELECT_OVERDUE = (
     f"SELECT JSON_ARRAY({_text('task_id', 'task_type')}, priority, due_at) {_LIVE}"
     "status = 'PENDING' AND priority = %s AND sweep_at <= @now ORDER BY sweep_at, task_id LIMIT %s "
@@ -194,8 +198,24 @@ UPDATE_NOTED = _update(
 UPDATE_MARKED = _update(["log_count INT"], "t.cancel_requested_at = %s, t.log_count = c.log_count")
 UPDATE_CLAIMED = (
     "UPDATE task FORCE INDEX (PRIMARY) SET status = 'PROCESSING', attempt = attempt + 1, worker_id = %s, "
-    "worker_epoch = %s, started_at = %s, sweep_at = %s + CAST(LEAST(timeout, 1e9) * 1000 AS SIGNED), "
-    f"progress = NULL, log_count = log_count + 1, slack = LEFT(slack, {SLACK // 2}) WHERE task_id IN "
+    "worker_epoch = %s, started_at = @now, sweep_at = @now + %s + CAST(LEAST(timeout, 1e9) * 1000 AS SIGNED), "
+    f"progress = NULL, log_count = -log_count, slack = LEFT(slack, {SLACK // 2}) WHERE task_id IN "
+)
+# What sets a task back to PENDING sets due_at too: a claim that had to wait for it does not seem to be older.
+STILL_DUE = b" AND status = 'PENDING' AND due_at <= @now AND @free"
+CLAIMED_NOW = " AND status = 'PROCESSING' AND worker_epoch = %s AND started_at = @now"
+_SUCCEED_ALIKE = (
+    "UPDATE task FORCE INDEX (PRIMARY) SET status = 'SUCCESS', sweep_at = @now, completed_at = @now, "
+    "result = %s, error = NULL, progress = COALESCE(%s, progress), log_count = %s, slack = '' "
+    "WHERE status = 'PROCESSING' AND cancel_requested_at IS NULL "
+    "AND attempt = %s AND log_count = %s AND worker_epoch = %s AND task_id IN "
+)
+_SUCCEED = _update(
+    ["attempt INT", "was INT", "log_count INT", *_TEXTS],
+    "t.status = 'SUCCESS', t.sweep_at = @now, t.completed_at = @now, t.result = c.result, t.error = NULL, "
+    "t.progress = COALESCE(c.progress, t.progress), t.log_count = c.log_count, t.slack = '' "
+    "WHERE t.status = 'PROCESSING' AND t.cancel_requested_at IS NULL "
+    "AND t.attempt = c.attempt AND t.log_count = c.was AND t.worker_epoch = %s",
 )
 UPDATE_SWEPT = (
     "UPDATE task FORCE INDEX (PRIMARY) SET sweep_at = %s + LEAST(GREATEST(%s - due_at, %s), %s) WHERE task_id IN "
@@ -219,6 +239,11 @@ _CREATED = b",1,'STATE_CHANGE',NULL,'PENDING','Task created',NULL,NULL,@now)"
 SELECT_LEASE = (
     "SELECT 1 FROM worker_registry WHERE epoch = %s AND worker_id = %s AND state = 'ALIVE' AND lease_until > @now "
     "LOCK IN SHARE MODE"
+)
+# A claim in one trip is only for a living lease, and while no type has a cap.
+SET_FREE = (
+    "SET @free := (SELECT COUNT(*) FROM worker_registry WHERE epoch = %s AND worker_id = %s AND state = 'ALIVE' "
+    "AND lease_until > @now LOCK IN SHARE MODE) AND NOT EXISTS (SELECT 1 FROM task_config WHERE limited)"
 )
 SELECT_LIVING = b"SELECT epoch FROM worker_registry WHERE state = 'ALIVE'"
 # The leader's row is the door to the registry: registrations come in one by one.
@@ -253,26 +278,88 @@ UPDATE_TYPE = "UPDATE task_config SET settings = %s, limited = %s WHERE task_typ
 
 
 class Logs:
-    """The log rows of one transaction; ``counts`` has the number of the last row of each task's log."""
+    """The log rows of one transaction.
+
+    ``counts`` has the number of the last row of each task's log. It is negative where the row of the claim is
+    owed: what that row says stands in the task's own row, until the next one is written.
+    """
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
-        self._rows: list[tuple[Log, int]] = []
+        self._rows: list[tuple[Log, int, int | None]] = []
+        self._owed: dict[str, tuple[Log, int]] = {}
+
+    def know(self, count: int, row: Row, started_ms: int | None) -> None:
+        """Told of each task as it was before."""
+        self.counts[row.task_id] = count
+        if count < 0:
+            self.owe(count, decide.claimed(row.task_id, row.attempt, row.worker_id or ""), started_ms or 0)
+
+    def owe(self, count: int, claim: Log, started_ms: int) -> None:
+        name = cast("str", claim.seq)
+        self.counts[name] = count
+        self._owed[name] = claim, started_ms
 
     def add(self, row: Log) -> None:
         name = cast("str", row.seq)
-        number = self.counts[name] = self.counts[name] + 1
-        self._rows.append((row, number))
+        number = self.counts[name]
+        if number < 0:
+            claim, started_ms = self._owed.pop(name)
+            number = 1 - number
+            self._rows.append((claim, number, started_ms))
+        self.counts[name] = number = number + 1
+        self._rows.append((row, number, None))
 
-    def statements(self, now: int) -> list[bytes]:
+    def statements(self, first: bytes | None = None) -> list[bytes]:
+        """``first``: an expression in place of the first row's id, which must not be NULL."""
         ends: dict[tuple[object, ...], bytes] = {}
         values: list[bytes] = []
-        for row, number in self._rows:
+        for row, number, at in self._rows:
             rest = row[1:]  # often alike
             if (end := ends.get(rest)) is None:
                 end = ends[rest] = b",".join(map(literal, rest))
-            values.append(b"(%b,%d,%b,%d)" % (literal(row[0]), number, end, now))
+            name = first or literal(row[0])
+            first = None
+            values.append(b"(%b,%d,%b,%b)" % (name, number, end, b"@now" if at is None else b"%d" % at))
         return [_INSERT_LOGS + piece for piece in _slices(values)]
+
+
+class Success(NamedTuple):
+    """The end of a claimed task of which nothing else was heard since."""
+
+    task_id: str
+    attempt: int
+    log_count: int
+    started_ms: int
+    outcome: Outcome
+
+
+def succeed(successes: Sequence[Success], lease: Lease) -> list[bytes]:
+    """Write the ends, and their log, if all of the tasks are as they were claimed; else a statement fails."""
+    logs = Logs()
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for task_id, attempt, count, started_ms, o in successes:
+        logs.owe(count, decide.claimed(task_id, attempt, lease.worker_id), started_ms)
+        end = Log(task_id, "STATE_CHANGE", "PROCESSING", "SUCCESS", o.message, lease.worker_id, attempt)
+        logs.add(end)
+        alike.setdefault((o.result_json, o.progress_json, attempt, count), []).append(task_id)
+    updates: list[bytes]
+    if len(alike) <= FEW:
+        updates = [
+            bind(_SUCCEED_ALIKE, result, progress, logs.counts[names[0]], attempt, count, lease.epoch) + some
+            for (result, progress, attempt, count), names in alike.items()
+            for some in keys(names)
+        ]
+    else:
+        rows = [
+            (s.task_id, s.attempt, s.log_count, logs.counts[s.task_id], s.outcome.result_json, None,
+             s.outcome.progress_json)
+            for s in sorted(successes)
+        ]  # fmt: skip
+        updates = [bind(_SUCCEED, piece, lease.epoch) for piece in pieces(rows)]
+    first = b"IF(@met = %d, %b, NULL)" % (len(successes), literal(successes[0].task_id))
+    counted = [statement for update in updates for statement in (update, b"SET @met := @met + ROW_COUNT()")]
+    return [b"SET @met := 0", *counted, *logs.statements(first)]
 
 
 def insert_tasks(new: Iterable[tuple[NewTask, TaskType]]) -> list[bytes]:
@@ -324,7 +411,7 @@ def write(changes: Mapping[str, Change | End], logs: Logs, now: int) -> list[byt
                 )
             )  # fmt: skip
     changed = [bind(_UPDATE_CHANGED, piece, now) for piece in pieces(others)]
-    return [*_end(ends, logs, now), *changed, *logs.statements(now)]
+    return [*_end(ends, logs, now), *changed, *logs.statements()]
 
 
 def _end(ends: Mapping[str, End], logs: Logs, now: int) -> list[bytes]:

@@ -9,7 +9,8 @@ CREATE TABLE IF NOT EXISTS schema_version (
 ) ENGINE=InnoDB;
 
 -- sweep_at: PENDING: when to look whether it was forgotten; PROCESSING: when it should have ended; ended: when.
--- log_count: the number of the last row in its log.
+-- log_count: the number of the last row in its log; negative while the row of its claim, the next one, is owed: what
+-- that says stands here, and becomes a row with the next one that is written.
 -- slack: given up as other columns fill: a row that grows costs the splitting of a page, several times the update.
 CREATE TABLE IF NOT EXISTS task (
   task_id             VARBINARY(64)  NOT NULL PRIMARY KEY,
