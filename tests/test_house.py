@@ -16,7 +16,7 @@ SRC = Path(atm.__file__).parent
 
 LAYERS = [
     # Words and facts.
-    {"task", "errors", "config", "flag", "health", "imports", "logs", "serial"},
+    {"task", "errors", "config", "flag", "health", "imports", "logs", "serial", "lane"},
     # Contracts; and the metrics, whose gauges are read through the coordinator's.
     {"executor", "store", "coordinator", "metrics"},
     # Each implements one contract; they do not know each other.
@@ -44,7 +44,7 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "signal": "nursery/signals.py",
     "smtplib": "executors/email.py",
     "sqlite3": "stores/sqlite.py",
-    "ssl": ("executors/email.py", "stores/mysql_driver.py"),
+    "ssl": ("coordinators/redis_wire.py", "executors/email.py", "stores/mysql_driver.py"),
     "trio_mysql": "stores/mysql_driver.py",
     "werkzeug": "api/app.py",
     "yaml": "config.py",
@@ -171,7 +171,7 @@ def test_long_lived_nurseries_are_opened_by_the_supervisor_alone() -> None:
         "coordinators/redis_link.py",
         "executors/email.py",
         "serial.py",
-        "stores/lanes.py",
+        "lane.py",
         "stores/mysql.py",
         "stores/sqlite.py",
     }
@@ -185,7 +185,7 @@ def test_a_shield_has_an_address() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.keyword) and node.arg == "shield"
     }
-    assert shields == {"executor.py", "stores/lanes.py"}
+    assert shields == {"coordinators/redis_link.py", "executor.py", "lane.py"}
 
 
 def test_exception_groups_are_split_where_an_attempt_ends_and_nowhere_else() -> None:

@@ -1,8 +1,8 @@
-"""The way to Redis: the threads that use it, and whether messages get through.
+"""The way to Redis: the connections that lead there, and whether messages get through.
 
-    loop ── ask, post ──▶ command thread ── one group of scripts at a time ──▶ Redis
-    loop ── ask, post ──▶ leadership thread (a renewal never waits behind a big group)
-    loop ◀── handlers ─── listener thread ◀── channels ──────────────────────── Redis
+    ask, post ──▶ commands ── one group of scripts at a time ──▶ Redis
+    ask, post ──▶ leadership (a renewal never waits behind a big group)
+    handlers ◀─── listener thread ◀── channels ───────────────── Redis
 
 Everything here may lose a message, and says nothing twice.
 """
@@ -24,6 +24,7 @@ from atm.coordinators.redis_listener import Listener
 from atm.coordinators.redis_wire import (
     SCRIPTS,
     Away,
+    Line,
     RedisSettings,
     Refused,
     Script,
@@ -33,7 +34,8 @@ from atm.coordinators.redis_wire import (
     pool_of,
 )
 from atm.flag import Flag
-from atm.serial import Call, Result, SerialThread
+from atm.lane import Lane
+from atm.serial import Call, Result
 
 COMMAND_TIMEOUT = 2.0
 LEADERSHIP_TIMEOUT = 0.4
@@ -46,7 +48,7 @@ PROBE_PAUSE = (0.2, 1.0)
 """Seconds between two looks whether Redis is back: the first pause, and the longest."""
 
 MAX_WAITING = 20_000
-"""Rows that may wait for the thread; more are dropped."""
+"""Rows that may wait to be sent; more are dropped."""
 
 COMPLAINT_INTERVAL = 10.0
 """Seconds between two log lines about what is lost."""
@@ -72,41 +74,48 @@ class Link:
         self._settings = settings
         self._renewed = renewed
         self._suspicion = Flag()
+        self._line = Line(settings, COMMAND_TIMEOUT)
+        self._quick_line = Line(settings, LEADERSHIP_TIMEOUT)
+        self._commands = self._lane(self._line)
+        self._leadership = self._lane(self._quick_line)
         pool = pool_of(settings, COMMAND_TIMEOUT)
-        self._wire = Wire(pool, settings.prefix)
-        self._quick_wire = Wire(pool_of(settings, LEADERSHIP_TIMEOUT), settings.prefix)
-        closed = partial(Away, "closed")
-        self._commands = SerialThread(partial(self._carry_out, self._wire), closed=closed, last=self._end_listener)
-        self._leadership = SerialThread(partial(self._carry_out, self._quick_wire), closed=closed)
         self.listener = Listener(partial(Wire, pool, settings.prefix), self._nudge, self._suspicion.set)
         self._probe = Request(SCRIPTS["probe"], lambda _: (b"{}",))
-        self._token: trio.lowlevel.TrioToken | None = None
         self._bye = (msgspec.json.encode({"channel": self.listener.own}),)
-        self._failing = False  # the command thread's own; the loop hears of it
         self._fails_since: float | None = None
         self._turn = trio.Event()
         self._complained = -COMPLAINT_INTERVAL
         self._dropped = 0
         self.losses = 0
 
+    def _lane(self, line: Line) -> Lane:
+        return Lane(partial(self._carry_out, line), mixed=True, thorough=True, closed=partial(Away, "closed"))
+
     async def check(self) -> None:
         """Raises StartError when Redis cannot be used."""
-        limiter = trio.CapacityLimiter(1)
-        await trio.to_thread.run_sync(check, self._settings, self._wire, limiter=limiter)
+        await check(self._settings, self._line)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the threads until cancelled."""
-        self._token = trio.lowlevel.current_trio_token()
+        """Own the connections until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._commands.serve)
+                await nursery.start(self._serve_commands)
                 await nursery.start(self._leadership.serve)
                 await nursery.start(self.listener.serve)
                 nursery.start_soon(self._watch)
                 task_status.started()
         finally:
-            self._wire.close()
-            self._quick_wire.close()
+            self._line.close()
+            self._quick_line.close()
+
+    async def _serve_commands(self, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await self._commands.serve(task_status=task_status)
+        finally:
+            self.listener.end()
+            if self._fails_since is None:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + COMMAND_TIMEOUT), suppress(Away):
+                    await self._line.evaluate([(SCRIPTS["nudge"], self._bye)])
 
     # messages
 
@@ -114,11 +123,11 @@ class Link:
         """What the script answers; None when it, or its answer, was lost.
 
         Args:
-            aside: by the thread of leadership.
+            aside: by the connection of leadership.
         """
-        thread = self._leadership if aside else self._commands
+        lane = self._leadership if aside else self._commands
         try:
-            return await thread.call(self._carry_out, request, rows)
+            return await lane.call(self._carry_out, request, rows)
         except Away:
             return None
 
@@ -131,8 +140,8 @@ class Link:
         told: Callable[[Any], None] | None = None,
     ) -> None:
         """Have the script run, or lose it. ``told`` hears its answer, if there is one."""
-        thread = self._leadership if aside else self._commands
-        if thread.waiting_rows + len(rows) > MAX_WAITING:
+        lane = self._leadership if aside else self._commands
+        if lane.waiting_rows + len(rows) > MAX_WAITING:
             self.losses += 1
             self._dropped += len(rows)
             self._complain(f"Redis is too slow: {self._dropped} messages dropped so far")
@@ -143,7 +152,7 @@ class Link:
                 with suppress(Away):
                     told(result.unwrap())
 
-        thread.post(self._carry_out, request, rows, told=hear)
+        lane.post(self._carry_out, request, rows, told=hear)
 
     async def flush(self) -> None:
         """Return when all that was said before has been carried out, or is lost."""
@@ -157,35 +166,29 @@ class Link:
     def _nudge(self) -> None:
         self.post(Request(SCRIPTS["nudge"], lambda _: self._bye))
 
-    def _end_listener(self) -> None:
-        """In the command thread, when nothing else is left to do."""
-        self.listener.end()
-        if not self._failing:
-            with suppress(Away):
-                self._wire.evaluate([(SCRIPTS["nudge"], self._bye)])
-
-    def _carry_out(self, wire: Wire, calls: list[Call]) -> None:
-        """In a thread."""
+    async def _carry_out(self, line: Line, calls: list[Call]) -> None:
         began = time.monotonic()
-        if self._failing and wire is self._wire:
+        if self._fails_since is not None and line is self._line:
             calls = self._but_for_probes(calls)
         if not calls:
             return
         groups = list(_merged(calls))
         try:
-            answers = wire.evaluate([(request.script, request.arguments(rows)) for request, rows, _ in groups])
+            answers = await line.evaluate(
+                [(request.script, request.arguments(rows)) for request, rows, _ in groups]
+            )
         except Away as away:
             answers = [away] * len(groups)
-            self._note_failure(wire, began, str(away))
+            self._note_failure(line, began, str(away))
         else:
-            self._note_success(wire, answers)
+            self._note_success(line, answers)
         for (request, _, members), answer in zip(groups, answers, strict=True):
             if isinstance(answer, Refused):
-                self._note_refusal(wire, began, request, answer)
+                self._note_refusal(line, began, request, answer)
                 answer = Away(str(answer))
             for call in members:
                 if isinstance(answer, Away):
-                    self.losses += wire is self._wire
+                    self.losses += line is self._line
                     call.fail(answer)
                 else:
                     call.succeed(answer)
@@ -228,32 +231,24 @@ class Link:
                 await trio.sleep(pause)
                 pause = min(pause * 2, longest)
 
-    def _note_failure(self, wire: Wire, began: float, reason: str) -> None:
-        """In a thread. What fails aside is a reason to doubt."""
-        if wire is not self._wire:
-            self._in_loop(self._suspicion.set)
-            return
-        if not self._failing:
-            self._failing = True
-            self._in_loop(partial(self._fall_out, began, reason))
+    def _note_failure(self, line: Line, began: float, reason: str) -> None:
+        """What fails aside is a reason to doubt."""
+        if line is not self._line:
+            self._suspicion.set()
+        elif self._fails_since is None:
+            self._fall_out(began, reason)
 
-    def _note_success(self, wire: Wire, answers: Sequence[Any]) -> None:
-        """In a thread."""
-        if self._failing and wire is self._wire and not isinstance(answers[0], Refused):
-            self._failing = False
-            self._in_loop(self._come_back)
+    def _note_success(self, line: Line, answers: Sequence[Any]) -> None:
+        if self._fails_since is not None and line is self._line and not isinstance(answers[0], Refused):
+            self._come_back()
 
-    def _note_refusal(self, wire: Wire, began: float, request: Request, refusal: Refused) -> None:
-        """In a thread. A full memory is an outage, all else is for the operator."""
+    def _note_refusal(self, line: Line, began: float, request: Request, refusal: Refused) -> None:
+        """A full memory is an outage, all else is for the operator."""
         text = f"{request.script.name}: {refusal}"
         if is_full(refusal):
-            self._note_failure(wire, began, text)
+            self._note_failure(line, began, text)
         else:
-            self._in_loop(partial(self._complain, f"Redis refused {text}"))
-
-    def _in_loop(self, do: Callable[[], object]) -> None:
-        assert self._token is not None
-        self._token.run_sync_soon(do)
+            self._complain(f"Redis refused {text}")
 
     def _fall_out(self, began: float, reason: str) -> None:
         logger.error("Redis is away: %s", reason)

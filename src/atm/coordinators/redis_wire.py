@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
+import trio
+from redis._parsers.base import BaseParser
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
@@ -131,28 +134,24 @@ def _host_and_port(text: str, default: int = DEFAULT_PORT) -> tuple[str, int]:
 
 
 class Wire:
-    """One connection, for one thread at a time. It comes back by itself with the next use."""
+    """A connection for messages, for one thread. It comes back by itself with the next use."""
 
     def __init__(self, pool: redis.ConnectionPool, prefix: str) -> None:
         self._connection: Any = pool.make_connection()
         self._connected = False
         self.prefix = prefix
-        self._prefix = prefix.encode()
 
     def close(self) -> None:
         self._connected = False
         self._connection.disconnect()
 
-    def _connect(self) -> None:
-        if not self._connected:
-            # By itself it would connect with the first command; but then not ask a Sentinel where to.
-            self._connection.connect()
-            self._connected = True
-
     def say(self, *words: str) -> None:
         """Send a command whose answers come by ``hear``. Raises Away."""
         try:
-            self._connect()
+            if not self._connected:
+                # By itself it would connect with the first command; but then not ask a Sentinel where to.
+                self._connection.connect()
+                self._connected = True
             self._connection.send_command(*words, check_health=False)
         except (redis.RedisError, OSError) as error:
             raise Away(_in_words(error)) from error
@@ -164,38 +163,67 @@ class Wire:
         except (redis.RedisError, OSError) as error:
             raise Away(_in_words(error)) from error
 
-    def command(self, *words: str | bytes) -> Any:
+
+class Line:
+    """A connection for requests, for one task at a time. It comes back by itself with the next use.
+
+    The driver connects, in a thread; what comes after goes over its socket in the loop: to hand a request to a
+    thread and back costs several times what Redis needs for it.
+
+    Args:
+        patience: seconds that the answers to a group of requests may take.
+    """
+
+    def __init__(self, settings: RedisSettings, patience: float) -> None:
+        self._connection: Any = pool_of(settings, patience).make_connection()
+        self._prefix = settings.prefix.encode()
+        self._patience = patience
+        self._connecting = trio.CapacityLimiter(1)
+        self._socket: Any = None
+        self._buffer = b""
+
+    def close(self) -> None:
+        self._socket = None
+        self._buffer = b""
+        self._connection.disconnect()
+
+    async def command(self, *words: str | bytes) -> Any:
         """Raises Away; redis.RedisError for a command that is refused."""
-        [answer] = self._exchange([words])
+        [answer] = await self._exchange([words])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def evaluate(self, requests: Sequence[tuple[Script, tuple[bytes, ...]]]) -> list[Any]:
+    async def evaluate(self, requests: Sequence[tuple[Script, tuple[bytes, ...]]]) -> list[Any]:
         """What the scripts answer, in order; an exception where one was refused. Raises Away."""
         commands: list[tuple[str | bytes, ...]]
         commands = [(b"EVALSHA", script.sha, b"1", self._prefix, *rest) for script, rest in requests]
-        answers = self._exchange(commands)
+        answers = await self._exchange(commands)
         unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
         if unknown:
-            self.load_scripts()
-            for at, answer in zip(unknown, self._exchange([commands[at] for at in unknown]), strict=True):
+            await self.load_scripts()
+            for at, answer in zip(unknown, await self._exchange([commands[at] for at in unknown]), strict=True):
                 answers[at] = answer
         return answers
 
-    def load_scripts(self) -> None:
+    async def load_scripts(self) -> None:
         """Raises Away."""
-        self._exchange([("SCRIPT", "LOAD", script.text) for script in SCRIPTS.values()])
+        await self._exchange([("SCRIPT", "LOAD", script.text) for script in SCRIPTS.values()])
 
-    def _exchange(self, commands: Sequence[Sequence[str | bytes]]) -> list[Any]:
-        connection = self._connection
+    async def _exchange(self, commands: Sequence[Sequence[str | bytes]]) -> list[Any]:
         try:
-            self._connect()
-            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            answers = [self._answer() for _ in commands]
-        except (redis.RedisError, OSError) as error:
+            if self._socket is None:
+                # Not left alone: the driver has deadlines of its own.
+                await trio.to_thread.run_sync(self._connection.connect, limiter=self._connecting)
+                self._socket = self._connection._sock
+                self._socket.setblocking(False)
+            with trio.fail_after(self._patience):
+                await self._send(b"".join(self._connection.pack_commands(commands)))
+                answers = [await self._answer() for _ in commands]
+        except (redis.RedisError, OSError, trio.TooSlowError) as error:
             self.close()
-            raise Away(_in_words(error)) from error
+            reason = "it does not answer" if isinstance(error, trio.TooSlowError) else _in_words(error)
+            raise Away(reason) from error
         except BaseException:
             self.close()
             raise
@@ -205,21 +233,90 @@ class Wire:
             raise Away("the server is a read-only replica")
         return answers
 
-    def _answer(self) -> Any:
-        try:
-            return self._connection.read_response()
-        except Refused as refusal:
-            return refusal
+    async def _send(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[self._socket.send(rest) :]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await trio.lowlevel.wait_writable(self._socket)
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self._socket)
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                data = self._socket.recv(65536)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await trio.lowlevel.wait_readable(self._socket)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self._socket)
+            else:
+                if not data:
+                    raise OSError("Connection closed by server.")
+                self._buffer += data
+                return
+
+    async def _answer(self) -> Any:
+        """The next answer, or what it says was refused. Raises redis.RedisError where that speaks of an outage."""
+        while True:
+            try:
+                answer, end = _read(self._buffer, 0)
+                break
+            except _Incomplete:
+                await self._receive()
+        self._buffer = self._buffer[end:]
+        if isinstance(answer, redis.RedisError) and not isinstance(answer, Refused):
+            raise answer
+        return answer
 
 
-def check(settings: RedisSettings, wire: Wire) -> None:
+class _Incomplete(Exception):
+    """More has to come before this answer can be read."""
+
+
+_error: Callable[[str], Exception] = BaseParser.parse_error
+
+
+def _read(data: bytes, at: int) -> tuple[Any, int]:
+    """The answer that begins there, in RESP2 (https://redis.io/docs/reference/protocol-spec), and where it ends.
+
+    Raises: _Incomplete.
+    """
+    end = data.find(b"\r\n", at)
+    if end < 0:
+        raise _Incomplete
+    kind, text, at = data[at : at + 1], data[at + 1 : end], end + 2
+    if kind == b"+":
+        return text, at
+    if kind == b"-":
+        return _error(text.decode(errors="replace")), at
+    number = int(text)
+    if kind == b":":
+        return number, at
+    if number < 0:
+        return None, at
+    if kind == b"$":
+        if len(data) < at + number + 2:
+            raise _Incomplete
+        return data[at : at + number], at + number + 2
+    if kind != b"*":
+        raise redis.exceptions.InvalidResponse(f"Protocol Error: {data[:20]!r}")
+    parts = []
+    for _ in range(number):
+        part, at = _read(data, at)
+        parts.append(part)
+    return parts, at
+
+
+async def check(settings: RedisSettings, line: Line) -> None:
     """Raises StartError where a node cannot work with this server; one line, without a password."""
     where = _where(settings)
     try:
-        facts = _facts(wire.command("INFO", "server")) | _facts(wire.command("INFO", "memory"))
+        facts = _facts(await line.command("INFO", "server")) | _facts(await line.command("INFO", "memory"))
         # Now, for what has to be loaded while it is wanted comes out of its order.
-        wire.load_scripts()
-        [answer] = wire.evaluate([(SCRIPTS["probe"], (b"{}",))])
+        await line.load_scripts()
+        [answer] = await line.evaluate([(SCRIPTS["probe"], (b"{}",))])
         if isinstance(answer, Exception):
             raise answer
     except (Away, redis.RedisError) as error:

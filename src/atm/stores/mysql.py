@@ -23,6 +23,7 @@ import trio
 from msgspec.structs import replace
 
 from atm.errors import IdempotencyConflict, StartError, StoreUnavailable, WorkerIdTaken
+from atm.lane import Lane
 from atm.serial import Call, fail_all, share
 from atm.store import (
     CancelVerdict,
@@ -46,7 +47,6 @@ from atm.store import (
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
 from atm.stores.decide import Change, End, Log, Row
-from atm.stores.lanes import Lane
 from atm.stores.mysql_driver import (
     OUTAGE,
     RETRY,

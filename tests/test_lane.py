@@ -9,8 +9,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from atm.errors import StoreUnavailable
+from atm.lane import GRACE, Lane
 from atm.serial import MAX_BYTES, Call
-from atm.stores.lanes import GRACE, Lane
 
 
 def verb() -> None: ...
