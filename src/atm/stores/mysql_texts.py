@@ -146,8 +146,13 @@ def oldest_ended(limit: int) -> bytes:
 def keys(names: Iterable[str | bytes]) -> Iterator[bytes]:
     """The keys as lists for IN, in order, so that rows are locked in the order of their keys."""
     ordered = sorted({name if isinstance(name, bytes) else name.encode() for name in names})
-    for at in range(0, len(ordered), SLICE):
-        yield b"(" + b",".join(map(quote, ordered[at : at + SLICE])) + b")"
+    yield from slices_of([quote(name) for name in ordered])
+
+
+def slices_of(names: Sequence[bytes]) -> Iterator[bytes]:
+    """Keys that are quoted and in order, as lists for IN."""
+    for at in range(0, len(names), SLICE):
+        yield b"(" + b",".join(names[at : at + SLICE]) + b")"
 
 
 def joined(results: Iterable[Result]) -> bytes:
@@ -293,12 +298,8 @@ class Logs:
         """Told of each task as it was before."""
         self.counts[row.task_id] = count
         if count < 0:
-            self.owe(count, decide.claimed(row.task_id, row.attempt, row.worker_id or ""), started_ms or 0)
-
-    def owe(self, count: int, claim: Log, started_ms: int) -> None:
-        name = cast("str", claim.seq)
-        self.counts[name] = count
-        self._owed[name] = claim, started_ms
+            claim = decide.claimed(row.task_id, row.attempt, row.worker_id or "")
+            self._owed[row.task_id] = claim, started_ms or 0
 
     def add(self, row: Log) -> None:
         name = cast("str", row.seq)
@@ -310,17 +311,14 @@ class Logs:
         self.counts[name] = number = number + 1
         self._rows.append((row, number, None))
 
-    def statements(self, first: bytes | None = None) -> list[bytes]:
-        """``first``: an expression in place of the first row's id, which must not be NULL."""
+    def statements(self) -> list[bytes]:
         ends: dict[tuple[object, ...], bytes] = {}
         values: list[bytes] = []
         for row, number, at in self._rows:
             rest = row[1:]  # often alike
             if (end := ends.get(rest)) is None:
                 end = ends[rest] = b",".join(map(literal, rest))
-            name = first or literal(row[0])
-            first = None
-            values.append(b"(%b,%d,%b,%b)" % (name, number, end, b"@now" if at is None else b"%d" % at))
+            values.append(b"(%b,%d,%b,%b)" % (literal(row[0]), number, end, b"@now" if at is None else b"%d" % at))
         return [_INSERT_LOGS + piece for piece in _slices(values)]
 
 
@@ -336,30 +334,49 @@ class Success(NamedTuple):
 
 def succeed(successes: Sequence[Success], lease: Lease) -> list[bytes]:
     """Write the ends, and their log, if all of the tasks are as they were claimed; else a statement fails."""
-    logs = Logs()
-    alike: dict[tuple[object, ...], list[str]] = {}
+    alike: dict[tuple[object, ...], list[bytes]] = {}
+    tails: dict[tuple[int, str], tuple[bytes, bytes]] = {}
+    logs: list[bytes] = []
     for task_id, attempt, count, started_ms, o in successes:
-        logs.owe(count, decide.claimed(task_id, attempt, lease.worker_id), started_ms)
-        end = Log(task_id, "STATE_CHANGE", "PROCESSING", "SUCCESS", o.message, lease.worker_id, attempt)
-        logs.add(end)
-        alike.setdefault((o.result_json, o.progress_json, attempt, count), []).append(task_id)
-    updates: list[bytes]
+        name = literal(task_id)
+        if (tail := tails.get((attempt, o.message))) is None:
+            tail = tails[attempt, o.message] = _tails(attempt, o.message, lease.worker_id)
+        # In place of the first id NULL, which is refused, if not all were met.
+        first = name if logs else b"IF(@met = %d, %b, NULL)" % (len(successes), name)
+        logs.append(
+            b"(%b,%d%b,%d),(%b,%d%b,@now)" % (first, 1 - count, tail[0], started_ms, name, 2 - count, tail[1])
+        )
+        alike.setdefault((o.result_json, o.progress_json, 2 - count, attempt, count), []).append(name)
     if len(alike) <= FEW:
         updates = [
-            bind(_SUCCEED_ALIKE, result, progress, logs.counts[names[0]], attempt, count, lease.epoch) + some
-            for (result, progress, attempt, count), names in alike.items()
-            for some in keys(names)
+            bind(_SUCCEED_ALIKE, *values, lease.epoch) + some
+            for values, names in alike.items()
+            for some in slices_of(sorted(names))
         ]
     else:
         rows = [
-            (s.task_id, s.attempt, s.log_count, logs.counts[s.task_id], s.outcome.result_json, None,
-             s.outcome.progress_json)
+            (
+                s.task_id,
+                s.attempt,
+                s.log_count,
+                2 - s.log_count,
+                s.outcome.result_json,
+                None,
+                s.outcome.progress_json,
+            )
             for s in sorted(successes)
-        ]  # fmt: skip
+        ]
         updates = [bind(_SUCCEED, piece, lease.epoch) for piece in pieces(rows)]
-    first = b"IF(@met = %d, %b, NULL)" % (len(successes), literal(successes[0].task_id))
     counted = [statement for update in updates for statement in (update, b"SET @met := @met + ROW_COUNT()")]
-    return [b"SET @met := 0", *counted, *logs.statements(first)]
+    return [b"SET @met := 0", *counted, *(_INSERT_LOGS + piece for piece in _slices(logs))]
+
+
+def _tails(attempt: int, message: str, worker_id: str) -> tuple[bytes, bytes]:
+    """What stands behind the number of the log rows of a claim and of a success, but for the time."""
+    claim = decide.claimed("", attempt, worker_id)
+    end = Log("", "STATE_CHANGE", "PROCESSING", "SUCCESS", message, worker_id, attempt)
+    text, other = (b"".join(b"," + literal(value) for value in row[1:]) for row in (claim, end))
+    return text, other
 
 
 def insert_tasks(new: Iterable[tuple[NewTask, TaskType]]) -> list[bytes]:
