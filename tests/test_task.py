@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import time
 import uuid
@@ -253,3 +254,10 @@ def test_times_are_shown_in_utc() -> None:
 @pytest.mark.parametrize("status", list(Status))
 def test_a_task_is_over_in_its_terminal_states(status: Status) -> None:
     assert _task(status=status).is_terminal is (status in TERMINAL)
+
+
+def test_a_delay_that_is_asked_for_is_the_least() -> None:
+    kind = TaskType(task_type="x", retry_delay=10.0)
+    assert 30.0 <= kind.delay(0, 30.0) <= 33.0
+    assert 40.0 <= kind.delay(2, 30.0) <= 44.0
+    assert 3600.0 <= kind.delay(0, math.inf) <= 3960.0

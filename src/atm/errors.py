@@ -10,6 +10,7 @@ AtmError
 └── IdempotencyConflict    the key belongs to a task with another type or payload
 
 NonRetryable               raised by executors: fail now, whatever retries are left
+RetryLater                 raised by executors: fail, and do not come back before so many seconds
 """
 
 from __future__ import annotations
@@ -84,6 +85,21 @@ class IdempotencyConflict(AtmError):
 
 class NonRetryable(Exception):
     """Raised by an executor: the task is FAILED at once, whatever retries are left."""
+
+
+class RetryLater(Exception):
+    """Raised by an executor: the attempt fails, and a retry, if one is left, comes not before ``after``.
+
+    Args:
+        reason: what went wrong; becomes the task's error.
+        after: seconds, 0 to leave it to the retry policy; more than an hour is taken for an hour.
+    """
+
+    def __init__(self, reason: str, *, after: float = 0.0) -> None:
+        if not after >= 0:
+            raise ValueError(f"after must be 0 or more seconds, not {after}")
+        super().__init__(reason)
+        self.after = after
 
 
 def leaf_of(error: BaseException, kind: type[E]) -> E | None:

@@ -63,6 +63,9 @@ MAX_RECOVERIES = 3
 RETRY_DELAY_CAP = 300.0
 """Seconds; an exponential delay grows no further."""
 
+ASKED_DELAY_CAP = 3600.0
+"""Seconds; an executor that asks for a longer pause gets this one."""
+
 RETRY_JITTER = 0.1
 """A retry comes up to this fraction later than asked, so that failures do not return as a herd."""
 
@@ -95,13 +98,18 @@ class TaskType(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrent: int | None = None
     enabled: bool = True
 
-    def delay(self, retry_count: int) -> float:
-        """Seconds to wait before retry number ``retry_count + 1``, jitter included."""
+    def delay(self, retry_count: int, at_least: float = 0.0) -> float:
+        """Seconds to wait before retry number ``retry_count + 1``, jitter included.
+
+        Args:
+            at_least: seconds that the executor asked for.
+        """
         asked = self.retry_delay
         if self.retry_strategy is RetryStrategy.EXPONENTIAL:
             # Beyond this exponent every rate > 1 has long met the cap; without it 2.0**1100 overflows.
             grown = self.retry_delay * self.backoff_rate ** min(retry_count, 64)
             asked = min(max(RETRY_DELAY_CAP, self.retry_delay), grown)
+        asked = max(asked, min(at_least, ASKED_DELAY_CAP))
         return asked * (1 + random.random() * RETRY_JITTER)
 
 

@@ -16,6 +16,8 @@ from atm.executor import Executor, FunctionExecutor, Registry
 from atm.executors import loading
 from atm.executors.email import EmailExecutor
 
+SHIPPED = {"send_email", "http_request", "webhook", "echo", "sleep"}
+
 FUNCTION = """
 from atm import executes
 
@@ -91,7 +93,7 @@ def error_of(*specs: str | dict[str, Any]) -> ConfigError:
 
 
 def test_the_shipped_ones_need_no_config() -> None:
-    assert set(load().by_type) == {"send_email", "echo", "sleep"}
+    assert set(load().by_type) == SHIPPED
 
 
 def test_a_module_registers_all_that_it_decorates(write: Write) -> None:
@@ -117,7 +119,7 @@ def test_a_shipped_class_can_be_built_anew(write: Write) -> None:
     spec = {"use": "atm.executors.email:EmailExecutor", "config": {"backend": "smtp", "host": "mail.test"}}
     registry = load(spec)
     assert isinstance(registry.by_type["send_email"], EmailExecutor)
-    assert len(registry.executors()) == 3
+    assert len(registry.executors()) == 4
 
 
 def test_an_executor_made_by_its_module_can_be_named(write: Write) -> None:
@@ -127,7 +129,7 @@ def test_an_executor_made_by_its_module_can_be_named(write: Write) -> None:
 
 def test_a_function_under_two_names_is_one(write: Write) -> None:
     write("my_tasks", FUNCTION + "\nshrink = resize\n")
-    assert len(load("my_tasks").executors()) == 4
+    assert len(load("my_tasks").executors()) == 5
 
 
 def test_a_function_that_another_module_uses_too_is_one(write: Write) -> None:
@@ -151,7 +153,7 @@ class Nothing:
 anything, nothing = Anything(), Nothing()
 """
     write("my_tasks", FUNCTION + odd)
-    assert set(load("my_tasks").by_type) == {"send_email", "echo", "sleep", "resize", "crop"}
+    assert set(load("my_tasks").by_type) == SHIPPED | {"resize", "crop"}
 
 
 def test_the_current_folder_stays_importable_for_later(write: Write) -> None:

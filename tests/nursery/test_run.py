@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from atm.errors import NonRetryable
+from atm.errors import NonRetryable, RetryLater
 from atm.executor import Context, TaskResult
 from atm.nursery.run import MAX_DETAILS, MAX_ERROR, MAX_RESULT, attempt
 from atm.store import Outcome
@@ -239,6 +239,25 @@ async def test_non_retryable_inside_a_group_fails_at_once(attempts: AttemptKit) 
     assert outcome.status is Status.FAILED
     assert outcome.retry_in is None
     assert error_of(outcome)["message"] == "no such user"
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, lambda error: ExceptionGroup("", [OSError(), error])])
+async def test_a_retry_comes_not_before_the_executor_wants_it(attempts: AttemptKit, wrap: Any) -> None:
+    outcome = await attempts.outcome(raising(wrap(RetryLater("busy", after=60))))
+    assert outcome.status is Status.FAILED
+    assert 60.0 <= (outcome.retry_in or 0) <= 66.0
+
+
+async def test_to_ask_for_a_delay_gives_no_retry_more(attempts: AttemptKit) -> None:
+    outcome = await attempts.outcome(raising(RetryLater("busy", after=60)), max_retry=0)
+    assert outcome.retry_in is None
+    assert error_of(outcome) == {"type": "RetryLater", "message": "busy", "retryable": True}
+
+
+@pytest.mark.parametrize("after", [-1.0, float("nan")])
+def test_a_delay_that_is_none_is_refused(after: float) -> None:
+    with pytest.raises(ValueError, match="0 or more seconds"):
+        RetryLater("busy", after=after)
 
 
 async def test_a_group_is_told_with_all_its_leaves(attempts: AttemptKit) -> None:

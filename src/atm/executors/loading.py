@@ -13,6 +13,7 @@ from atm.errors import ConfigError
 from atm.executor import Executor, Registry, marked_executor
 from atm.executors import trial
 from atm.executors.email import EmailExecutor
+from atm.executors.http import HttpExecutor
 from atm.imports import import_module, one_line
 
 ENTRY_POINT_GROUP = "atm.executors"
@@ -20,7 +21,7 @@ ENTRY_POINT_GROUP = "atm.executors"
 
 def load_shipped(registry: Registry) -> None:
     """Register what needs no configuration."""
-    for executor in (EmailExecutor(), trial.echo, trial.sleep):
+    for executor in (EmailExecutor(), HttpExecutor(), trial.echo, trial.sleep):
         registry.register(executor, shipped=True)
 
 

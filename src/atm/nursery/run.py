@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from atm.errors import NonRetryable
+from atm.errors import NonRetryable, RetryLater
 from atm.executor import Context, Executor, TaskResult
 from atm.store import Outcome
 from atm.task import Status, Task, TaskType
@@ -138,7 +138,9 @@ def _judge_error(run: Run, error: BaseException) -> Outcome:
     if cancelled is None:
         cause = next((leaf for leaf in leaves if isinstance(leaf, NonRetryable)), leaves[0])
         retryable = not isinstance(cause, NonRetryable)
-        return _failure(run, Status.FAILED, type(cause).__name__, _text_of(cause), details, retryable=retryable)
+        after = max((leaf.after for leaf in leaves if isinstance(leaf, RetryLater)), default=0.0)
+        kind, reason = type(cause).__name__, _text_of(cause)
+        return _failure(run, Status.FAILED, kind, reason, details, retryable=retryable, after=after)
     if cancelled.source == "deadline":
         reason = f"no end within its timeout of {run.task.timeout:g} s"
         return _failure(run, Status.TIMEOUT, "Timeout", reason, details)
@@ -166,7 +168,14 @@ def _released(run: Run, error: BaseException) -> Outcome:
 
 
 def _failure(
-    run: Run, status: Status, kind: str, message: str, details: str | None = None, *, retryable: bool = True
+    run: Run,
+    status: Status,
+    kind: str,
+    message: str,
+    details: str | None = None,
+    *,
+    retryable: bool = True,
+    after: float = 0.0,
 ) -> Outcome:
     message = _printable(message or kind, MAX_ERROR)
     again = retryable and run.task.retry_count < run.task.max_retry
@@ -176,7 +185,7 @@ def _failure(
         f"{kind}: {message}" if kind not in message else message,
         error_json=_encode_json({"type": kind, "message": message, "retryable": retryable}),
         details=details,
-        retry_in=run.settings.delay(run.task.retry_count) if again else None,
+        retry_in=run.settings.delay(run.task.retry_count, after) if again else None,
     )
 
 
