@@ -29,6 +29,9 @@ from atm.task import Task
 BACKENDS = ("console", "smtp")
 SECURITY = ("starttls", "tls", "none")
 
+MAX_TIMEOUT = 1e6
+"""Seconds; longer than any task may take."""
+
 
 class EmailExecutor(Executor):
     """Sends an email a task.
@@ -114,12 +117,13 @@ class EmailExecutor(Executor):
         """
         stream = await trio.open_tcp_stream(self._host, self._port)
         sock = socket.socket(fileno=stream.socket.detach())
-        sock.settimeout(max(0.1, ctx.time_left))
         # TLS takes the socket over; a second descriptor of the same connection can still cut it.
         cutter = sock.dup()
         failure: Exception | None = None
         refused: dict[str, str] = {}
         with sock, cutter:
+            # The thread's own end, should the cutter be late; more than this a socket cannot count.
+            sock.settimeout(min(max(0.1, ctx.time_left), MAX_TIMEOUT))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cut_when_cancelled, cutter)
                 try:
