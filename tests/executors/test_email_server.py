@@ -1,19 +1,16 @@
-"""``send_email`` against a mail server that is not ours, with TLS and passwords; and cut off at every step."""
+"""``send_email`` against a mail server that is not ours, with TLS and passwords."""
 
 from __future__ import annotations
 
 import email
 import email.policy
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from atm.executors.email import EmailExecutor
 from atm.task import Status
-from checkpoints import cancel_at_each_checkpoint
 from executors.mail import Mailbox, mail_server_of_others
 from executors.web import Certificate, certificate
 from nursery.bench import AttemptKit
@@ -54,19 +51,3 @@ async def test_a_message_is_sent_by_who_has_the_password(
     assert message["Subject"] == HELLO["subject"]
     assert logins[0] == ["me", "secret"]
     assert logins[-1] == ["me", "wrong"]
-
-
-async def test_cut_off_anywhere_nothing_is_left(attempts: AttemptKit, cert: Certificate, tmp_path: Path) -> None:
-    with mail_server_of_others(tmp_path, cert.chain, "starttls") as mailbox:
-        executor = sender_to(mailbox, "starttls")
-
-        async def work(scope: trio.CancelScope) -> None:
-            run = attempts.run(executor, payload=HELLO)
-            run.scope = run.context._scope = scope
-            outcome = await attempts.end_of(run)
-            if not scope.cancelled_caught:
-                assert outcome.status is Status.SUCCESS, outcome.message
-                assert "message_id" in json.loads(outcome.result_json or "")
-
-        assert await cancel_at_each_checkpoint(work) >= 4
-        assert len(mailbox.messages()) >= 2

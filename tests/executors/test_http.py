@@ -18,7 +18,6 @@ from atm.executors.http import HttpExecutor
 from atm.executors.http_answer import MAX_RESPONSE
 from atm.store import Outcome
 from atm.task import Status, TaskType
-from checkpoints import cancel_at_each_checkpoint
 from executors.web import Asked, Certificate, Names, Stream, answer, certificate, hang_up, silence, web
 from nursery.bench import AttemptKit
 
@@ -642,25 +641,6 @@ async def test_nothing_secret_is_told(attempts: AttemptKit, caplog: pytest.LogCa
         assert "s3cret" not in f"{outcome.message} {outcome.error_json} {outcome.details}"
     assert len(server.asked) == 5
     assert "s3cret" not in caplog.text
-
-
-# being cancelled
-
-
-async def test_cancelled_anywhere_a_request_leaves_nothing(attempts: AttemptKit, cert: Certificate) -> None:
-    executor = local(tls_ca=str(cert.authority), lookup=Names(api_example_test=["127.0.0.1"]))
-    async with web({}, cert.server) as server:
-        server.answers["/old"] = answer("307 Go", location=f"https://127.0.0.1:{server.port}/new")
-        server.answers["/new"] = answer(body=b"a" * 100_000)
-
-        async def work(scope: trio.CancelScope) -> None:
-            payload = {"url": f"https://{NAME}:{server.port}/old", "method": "POST", "body": "b", "redirects": 1}
-            run = attempts.run(executor, payload=payload)
-            run.scope = run.context._scope = scope
-            outcome = await attempts.end_of(run)
-            assert outcome.status is (Status.CANCELLED if scope.cancelled_caught else Status.SUCCESS)
-
-        assert await cancel_at_each_checkpoint(work) > 10
 
 
 # settings
