@@ -219,6 +219,16 @@ def test_a_bad_entry_is_told(write: Write, text: str | None, spec: str, told: st
             "executors[0].config.security",
             "must be one of",
         ),
+        (
+            {"use": "atm.executors.http:HttpExecutor", "config": {"allow": ["10.0.0.0/8", "10.0.0.1/8"]}},
+            "executors[0].config.allow",
+            "'10.0.0.1/8': 10.0.0.1/8 has host bits set",
+        ),
+        (
+            {"use": "atm.executors.http:HttpExecutor", "config": {"allowed": ["10.0.0.0/8"]}},
+            "executors[0].config",
+            "'allowed'",
+        ),
     ],
 )
 def test_a_bad_config_is_told_by_its_key(write: Write, spec: dict[str, Any], key: str, told: str) -> None:
