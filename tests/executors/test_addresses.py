@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
+import threading
 from collections.abc import Sequence
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from atm.executors.addresses import LOOKUP_LIMIT, Gate, NotAllowed, is_public
+from atm.executors.addresses import LOOKUP_LIMIT, LOOKUPS_AT_A_TIME, Gate, NotAllowed, is_public, system_lookup
+from checkpoints import busy_threads
 
 NOT_PUBLIC = """
 0.0.0.0 0.1.2.3 10.0.0.1 100.64.0.1 100.127.255.255 127.0.0.1 127.255.255.254 168.63.129.16 169.254.169.254
@@ -99,3 +102,29 @@ async def test_a_resolver_that_says_nothing_is_left(autojump_clock: MockClock) -
     with pytest.raises(OSError, match=r"a\.test has no address"):
         await Gate(lookup=silent).addresses_of("a.test", 80)
     assert trio.current_time() == LOOKUP_LIMIT
+
+
+async def test_who_waits_for_the_systems_resolver_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads end when it answers; of those there are only so many."""
+    answers, asked = threading.Event(), threading.Semaphore(0)
+
+    def slow(host: str, port: int, **how: object) -> list[object]:
+        asked.release()
+        assert answers.wait(30)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    lookup = system_lookup()
+    before = busy_threads()
+    async with trio.open_nursery() as nursery:
+        for _ in range(LOOKUPS_AT_A_TIME + 5):
+            nursery.start_soon(lookup, "a.test", 80)
+        for _ in range(LOOKUPS_AT_A_TIME):
+            assert await trio.to_thread.run_sync(asked.acquire, True, 20)
+        assert not asked.acquire(blocking=False)
+        nursery.cancel_scope.cancel()
+    assert busy_threads() == before + LOOKUPS_AT_A_TIME
+    answers.set()
+    with trio.fail_after(20):
+        while busy_threads() > before:
+            await trio.sleep(0.01)

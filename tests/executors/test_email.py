@@ -67,6 +67,14 @@ async def test_the_message_may_be_printed_elsewhere(attempts: AttemptKit) -> Non
     assert message_id.endswith("@example.com")
 
 
+async def test_the_sender_may_have_a_name(attempts: AttemptKit) -> None:
+    out = io.StringIO()
+    executor = EmailExecutor(out=out, sender="Käse & Shop <shop@example.com>")
+    message_id = message_id_of(await attempts.outcome(executor, payload=HELLO))
+    assert "From: Käse & Shop <shop@example.com>" in out.getvalue()
+    assert message_id.endswith("@example.com")
+
+
 async def test_subject_and_body_may_be_left_out(attempts: AttemptKit) -> None:
     outcome = await attempts.outcome(EmailExecutor(out=io.StringIO()), payload={"to": "a@x.test"})
     assert outcome.status is Status.SUCCESS
@@ -135,6 +143,12 @@ async def test_a_subject_cannot_smuggle_headers_in(attempts: AttemptKit) -> None
     [
         ({"backend": "pigeon"}, "backend"),
         ({"security": "hope"}, "security"),
+        ({"host": 7}, "host"),
+        ({"password": 1234}, "password"),
+        ({"port": "587"}, "port"),
+        ({"port": 0}, "port"),
+        ({"sender": "nobody"}, "sender"),
+        ({"sender": "Shop <me@example.com>\r\nBcc: x@y.test"}, "sender"),
         ({"host": "smtp.example.com", "security": "none", "user": "me", "password": "secret"}, "security"),
     ],
 )

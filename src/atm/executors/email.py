@@ -41,7 +41,7 @@ class EmailExecutor(Executor):
         host, port: the SMTP server.
         user, password: log in with these, if given.
         security: ``starttls`` (port 587), ``tls`` (port 465) or ``none``.
-        sender: the From address.
+        sender: the From address, with or without a name before it.
     Raises: ConfigError, naming the setting.
     """
 
@@ -66,6 +66,16 @@ class EmailExecutor(Executor):
             raise ConfigError("security", f"must be one of {', '.join(SECURITY)}, not {security!r}")
         if user is not None and security == "none" and host not in ("localhost", "127.0.0.1", "::1"):
             raise ConfigError("security", "a password is not sent over an open connection: use starttls or tls")
+        for key, text in (("host", host), ("user", user), ("password", password)):
+            if text is not None and not isinstance(text, str):
+                raise ConfigError(key, "must be a text; put it into quotes")
+        if type(port) is not int or not 1 <= port <= 65535:
+            raise ConfigError("port", f"must be a number from 1 to 65535, not {port!r}")
+        address = email.utils.parseaddr(sender)[1] if isinstance(sender, str) else ""
+        if not _is_address(address) or any(ord(c) < 32 for c in sender):
+            raise ConfigError(
+                "sender", 'must be an email address, as in me@example.com or "Shop <me@example.com>"'
+            )
         self._backend = backend
         self._host = host
         self._port = port
@@ -73,6 +83,7 @@ class EmailExecutor(Executor):
         self._password = password
         self._security = security
         self._sender = sender
+        self._domain = address.rpartition("@")[2]
         self._out = out
         self._threads = trio.CapacityLimiter(20)
 
@@ -102,8 +113,7 @@ class EmailExecutor(Executor):
             message["To"] = ", ".join(recipients)
             message["Subject"] = payload.get("subject", "")
             # The same at each attempt, so that a mail system can drop a repetition.
-            domain = self._sender.rpartition("@")[2] or "localhost"
-            message["Message-ID"] = f"<{ctx.idempotency_key}@{domain}>"
+            message["Message-ID"] = f"<{ctx.idempotency_key}@{self._domain}>"
             message["Date"] = email.utils.localtime()
             message.set_content(payload.get("body", ""))
         except ValueError as error:  # a line break in a header
@@ -141,9 +151,7 @@ class EmailExecutor(Executor):
         given = secure.wrap_socket(sock, server_hostname=self._host) if self._security == "tls" else sock
         with (
             given,
-            contextlib.closing(
-                _Client(given, self._host, self._sender.rpartition("@")[2] or "localhost")
-            ) as client,
+            contextlib.closing(_Client(given, self._host, self._domain)) as client,
         ):
             try:
                 client.ehlo_or_helo_if_needed()
