@@ -18,7 +18,10 @@ import trio
 from atm.errors import leaf_of
 
 CONNECT_LIMIT = 10.0
-"""Seconds for one address to take the connection, and for the TLS handshake after it."""
+"""Seconds that all addresses together have to take the connection, and again for the TLS handshake after it."""
+
+LEAST_LIMIT = 2.0
+"""Seconds that each address has, however many there are."""
 
 
 class Broken(Exception):
@@ -93,7 +96,7 @@ def _reason_of(error: BaseException) -> str:
         if isinstance(current, ssl.SSLError):
             return f"no TLS connection: {current.reason or 'the handshake failed'}"
         if isinstance(current, trio.TooSlowError):
-            return f"no connection within {CONNECT_LIMIT:g} s"
+            return "it did not take the connection in time"
         if isinstance(current, OSError) and current.errno is not None:
             return os.strerror(current.errno).lower()
         if isinstance(current, httpcore.RemoteProtocolError):
@@ -148,9 +151,10 @@ class _PinnedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         failure: Exception = OSError("no address")
+        limit = max(LEAST_LIMIT, CONNECT_LIMIT / len(self._addresses))
         for address in self._addresses:
             try:
-                with trio.fail_after(CONNECT_LIMIT):
+                with trio.fail_after(limit):
                     stream = await trio.open_tcp_stream(address, port)
             except (OSError, trio.TooSlowError) as error:
                 failure = error
