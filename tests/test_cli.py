@@ -57,7 +57,7 @@ def test_an_empty_folder_serves_at_once_and_says_what_to_try() -> None:
         for name in ("API", "metrics", "data", "worker", "log"):
             assert re.search(rf"^  {name} +\S+", output, re.MULTILINE)
         assert f"data     {Path.cwd() / 'atm.db'}" in output
-        assert "runs echo, send_email, sleep" in output
+        assert "runs echo, http_request, send_email, sleep, webhook" in output
         tried = output.partition("Try:\n")[2].rpartition("Ctrl-C")[0]
         if shutil.which("curl"):
             answers = subprocess.run(
