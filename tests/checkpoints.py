@@ -40,7 +40,7 @@ class Leftovers:
 
 
 def busy_threads() -> int:
-    """Threads at work, those too that nobody waits for any more; not those that Trio keeps for the next to come."""
+    """Threads at work, those too that nobody waits for any more; not those that Trio keeps for later."""
     return sum(not thread.name.startswith("Trio thread ") for thread in threading.enumerate())
 
 
