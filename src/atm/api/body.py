@@ -93,14 +93,15 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _float(text: str) -> float:
+def _number(text: str) -> float:
+    """A number with a point or an exponent; an integer where it is one, as JSON Schema has it: 3.0, 1e2."""
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"the number {text[:32]} is too large")
-    return value
+    return int(value) if value.is_integer() else value
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float).decode
+_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_number).decode
 
 
 async def read_json(limit: int) -> tuple[bytes, dict[str, Any]]:
