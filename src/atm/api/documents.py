@@ -26,8 +26,9 @@ def add_routes(app: QuartTrio, services: Services) -> None:
         return Response(openapi_bytes(has_keys), content_type=operations.JSON)
 
     async def people() -> Response:
-        content, headers = page_bytes(has_keys)
-        return Response(content, headers=headers, content_type=f"{operations.HTML}; charset=utf-8")
+        return Response(
+            page_bytes(has_keys), headers=page.HEADERS, content_type=f"{operations.HTML}; charset=utf-8"
+        )
 
     serve(app, operations.OPENAPI, machine)
     serve(app, operations.DOCS, people)
@@ -39,5 +40,5 @@ def openapi_bytes(has_keys: bool) -> bytes:
 
 
 @cache
-def page_bytes(has_keys: bool) -> tuple[bytes, dict[str, str]]:
+def page_bytes(has_keys: bool) -> bytes:
     return page.render(msgspec.json.decode(openapi_bytes(has_keys)))

@@ -23,7 +23,7 @@ PREFIX = "atm_"
 RANDOM_BYTES = 32
 
 OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
-"""Paths whose GET needs no key: probes have none, browsers send none, and the documents tell nothing of the node."""
+"""Paths whose GET needs no key: probes have none, browsers send none; the documents hold nothing secret."""
 
 _SUBMIT = re.compile(r"/api/v1/tasks(/batch|/[^/]+/retry)?/?")
 _CANCEL = re.compile(r"/api/v1/tasks/[^/]+/cancel/?")

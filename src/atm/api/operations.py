@@ -159,8 +159,8 @@ CREATE_TASKS = Operation(
     tag="tasks",
     summary="Create many tasks",
     description=f"1 to {body.MAX_BATCH_TASKS:,} tasks in one transaction, all or none. A known idempotency key "
-    "gives its task's id in place; a key twice is one task; a conflict fails the whole. The header Idempotency-Key "
-    "is refused here.",
+    "gives its task's id in place; a key twice is one task; a conflict fails the whole. The header "
+    "Idempotency-Key is refused here.",
     body=Body(_ref("NewTasks"), body.MAX_BATCH, examples.NEW_TASKS),
     answers=[
         Answer(201, "Created, all or some of them.", views.CreatedBatch, examples.CREATED_MANY),
@@ -175,8 +175,8 @@ LIST_TASKS = Operation(
     path=f"{PREFIX}/tasks",
     tag="tasks",
     summary="List tasks",
-    description="Newest first. A page ends early when its tasks are large: only next_cursor null says that there is "
-    "no more. Tasks created in between do not shift the pages.",
+    description="Newest first. A page ends early when its tasks are large: only next_cursor null says that there "
+    "is no more. Tasks created in between do not shift the pages.",
     query=query.LIST,
     answers=[Answer(200, "A page.", views.TaskPage, examples.PAGE)],
     errors=[answer.STORE_AWAY],
