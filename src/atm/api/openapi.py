@@ -28,11 +28,11 @@ TAGS = {
 }
 
 _DESCRIPTION = (
-    "Durable asynchronous tasks. Answers are JSON in one envelope: `code` 0 is success, any other code is the HTTP "
-    "status × 100 + n, with a `message`, a `request_id` and the `errors` of single fields. Query parameters and "
-    "fields that a call does not know are refused, not ignored. `HEAD` does what `GET` does, without the body; any "
-    "other method is answered by 405 with `Allow`, any other path by 404, both in the envelope. Times are RFC 3339 "
-    "in UTC, ending in `Z`."
+    "Durable asynchronous tasks. Answers are JSON in one envelope: `code` 0 is success, any other code is the "
+    "HTTP status × 100 + n, with a `message`, a `request_id` and the `errors` of single fields. Query parameters "
+    "and fields that a call does not know are refused, not ignored. `HEAD` does what `GET` does, without the "
+    "body; any other method is answered by 405 with `Allow`, any other path by 404, both in the envelope. Times "
+    "are RFC 3339 in UTC, ending in `Z`."
 )
 
 _SECURITY = {
