@@ -167,9 +167,10 @@ def _value(schema: Json) -> str:
     if "anyOf" in schema:
         return " or ".join(map(_value, schema["anyOf"]))
     if "enum" in schema:
-        return " ".join(f"<code>{escape(json.dumps(value))}</code>" for value in schema["enum"])
-    kinds = schema.get("type", "any value")
-    words = escape(" or ".join([kinds] if isinstance(kinds, str) else kinds))
+        words = " ".join(f"<code>{escape(json.dumps(value))}</code>" for value in schema["enum"])
+    else:
+        kinds = schema.get("type", "any value")
+        words = escape(" or ".join([kinds] if isinstance(kinds, str) else kinds))
     if "items" in schema:
         words += f" of {_value(schema['items'])}"
     return words + "".join(f"<br>{told}" for told in _limits(schema))
