@@ -3,6 +3,7 @@
 nox                            tests, lint, types
 nox -s stores                  the contract of the stores on a MySQL server of yours, named by ATM_TEST_MYSQL
 nox -s chaos                   kills real nodes again and again; takes minutes
+nox -s go                      the Go client against a node, where there is a Go toolchain
 nox -s bench                   measures the product on this machine; takes minutes
 nox -s bench -- cluster --only pickup      one of the benchmarks, embedded or cluster, and its options
 nox -s tests -- -k config      what stands behind -- goes to the tool
@@ -109,6 +110,18 @@ def chaos(session: nox.Session) -> None:
     install_servers(session)
     session.install(".[test]")
     session.run("pytest", "-m", "faults", *(session.posargs or ["tests/faults"]))
+
+
+@nox.session
+def go(session: nox.Session) -> None:
+    """The Go client: style, tests and the examples of its page, against an embedded node."""
+    missing = [program for program in ("go", "gofmt") if shutil.which(program) is None]
+    if missing:
+        session.skip(
+            f"the Go client was NOT tried: no {' and no '.join(missing)} here (sudo apt install golang-go)"
+        )
+    session.install(".[test]")
+    session.run("python", "clients/go/check.py")
 
 
 @nox.session

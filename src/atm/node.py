@@ -190,7 +190,15 @@ class Node:
         waiters = Waiters(parts.store, parts.coordinator, parts.health)
         parts.listeners.append(waiters.listen)
         patience = self.config.worker.cleanup_budget + CANCEL_MARGIN
-        services = Services(parts.store, parts.coordinator, parts.metrics, parts.health, waiters, patience)
+        services = Services(
+            parts.store,
+            parts.coordinator,
+            parts.metrics,
+            parts.health,
+            waiters,
+            patience,
+            has_keys=bool(self.config.server.api_keys),
+        )
         return cast("AsgiApp", build_app(services))
 
     def _server(self, app: AsgiApp, sock: socket.socket) -> Server:

@@ -70,7 +70,9 @@ RETRY_JITTER = 0.1
 """A retry comes up to this fraction later than asked, so that failures do not return as a herd."""
 
 
-_TASK_TYPE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+TASK_TYPE_PATTERN = "[A-Za-z0-9_.:-]{1,128}"
+
+_TASK_TYPE = re.compile(TASK_TYPE_PATTERN)
 
 
 def is_task_type(value: object) -> bool:

@@ -130,7 +130,15 @@ class Site:
         self.url, self.metrics_url = map(url_of, self._sockets)
         self.port, self.metrics_port = (int(url.rpartition(":")[2]) for url in (self.url, self.metrics_url))
         self.waiters = Waiters(self.store, self.coordinator, self.health)
-        services = Services(self.store, self.coordinator, self.metrics, self.health, self.waiters, cancel_patience)
+        services = Services(
+            self.store,
+            self.coordinator,
+            self.metrics,
+            self.health,
+            self.waiters,
+            cancel_patience,
+            has_keys=bool(keys),
+        )
         application = build_app(services)
         self.rules = list(application.url_map.iter_rules())
         app = wrap(cast("AsgiApp", application))

@@ -98,7 +98,7 @@ def test_every_route_has_a_scope_that_was_chosen_for_it(locked: Site) -> None:
     missing = {call for call in served - chosen if call[0] not in ("GET", "HEAD")}
     assert not missing
     assert {call for call in served if scope_for(*call) is None} == {
-        (method, path) for method in ("GET", "HEAD") for path in ("/livez", "/readyz")
+        (method, path) for method in ("GET", "HEAD") for path in ("/livez", "/readyz", "/openapi.json", "/docs")
     }
     assert {call for call in served if scope_for(*call) == "admin"} == {("PUT", f"{TYPES}/x")}
 
@@ -135,8 +135,8 @@ def test_a_key_with_its_scopes_works_from_the_create_to_the_end(make_site: MakeS
             assert_problem(client.post(f"{TASKS}/{made['task_id']}/cancel"), 40303)
 
 
-def test_probes_need_no_key(locked: Site) -> None:
-    for path in ("/livez", "/readyz", "/livez/"):
+def test_probes_and_readers_of_the_documents_need_no_key(locked: Site) -> None:
+    for path in ("/livez", "/readyz", "/livez/", "/openapi.json", "/docs"):
         assert locked.raw(request("GET", path)).status_code == 200
         assert locked.raw(request("HEAD", path, LAST)).status_code == 200
         assert locked.raw(request("GET", path, "Authorization: Bearer wrong")).status_code == 200

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from api.site import Site
-from atm.api import app, body, query, task_types, tasks
+from atm.api import app, body, query, tasks, type_fields
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -31,7 +31,7 @@ def assert_told(numbers: Iterable[float], heading: str) -> None:
 
 
 def test_every_field_of_a_create_is_explained() -> None:
-    assert first_cells("Create") == set(body._FIELDS)
+    assert first_cells("Create") == set(body.FIELDS)
     assert_told((body.MAX_TIMEOUT, body.MAX_RETRY, body.MAX_DELAY, body.MAX_KEY), "Create")
 
 
@@ -51,8 +51,8 @@ def test_every_parameter_of_a_list_is_explained() -> None:
 
 
 def test_every_setting_of_a_type_is_explained() -> None:
-    assert first_cells("Task types") == set(task_types._FIELDS)
-    assert_told((body.MAX_TIMEOUT, body.MAX_RETRY, task_types.MAX_CONCURRENT), "Task types")
+    assert first_cells("Task types") == set(type_fields.FIELDS)
+    assert_told((body.MAX_TIMEOUT, body.MAX_RETRY, type_fields.MAX_CONCURRENT), "Task types")
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_limits_are_inclusive(site: Site, fields: dict[str, object]) -> None:
         {"backoff_rate": "2"},
         {"max_concurrent": 0},
         {"max_concurrent": 1_000_001},
-        {"max_concurrent": 1.0},
+        {"max_concurrent": 1.5},
         {"max_concurrent": False},
         {"enabled": 0},
         {"enabled": None},

@@ -259,7 +259,7 @@ def test_too_many_losses_are_poison(recoveries: int) -> None:
     if recovered.status is Status.FAILED:
         assert change.error_json is not None
         error = json.loads(change.error_json)
-        assert error == {"type": "WorkerLost", "message": logs[0].message}
+        assert error == {"type": "WorkerLost", "message": logs[0].message, "retryable": False}
         assert change == change_of(judged, completed_ms=NOW, error_json=change.error_json)
 
 

@@ -35,7 +35,32 @@ INVALID = 42201
 HEAD_TOO_LARGE = 43101
 INTERNAL = 50001
 STORE_AWAY = 50301
+NOT_READY = 50302
 COORDINATOR_AWAY = 50303
+
+MEANINGS = {
+    BAD_JSON: "the body is not strict JSON",
+    BAD_REQUEST: "the request is not HTTP/1.1, or its target is not a path",
+    NO_KEY: "the request shows no API key, several, or one that is not known",
+    UNAUTHORISED_HOST: "the Host header names no host of this node",
+    UNAUTHORISED_ORIGIN: "a web page of another origin asks",
+    NO_SCOPE: "the API key lacks the scope",
+    NO_TASK: "no such task: never made, or removed after the retention",
+    NO_ROUTE: "no such path",
+    BAD_METHOD: "the path knows other methods; Allow names them",
+    BODY_TIMEOUT: "the body did not arrive in time",
+    BAD_STATE: "the task's status does not allow it",
+    KEY_CONFLICT: "the idempotency key belongs to a task with another type or payload",
+    TOO_LARGE: "the body, or one task of a batch, is too large",
+    BAD_MEDIA_TYPE: "Content-Type is not application/json in UTF-8, or the body is compressed",
+    INVALID: "a field, header or query parameter is wrong; errors says which and why",
+    HEAD_TOO_LARGE: "the request's first line and headers are too large",
+    INTERNAL: "a bug; the message holds the number under which the node's log has the rest",
+    STORE_AWAY: "the store is away or full; nothing was decided",
+    NOT_READY: "starting, draining, or the store is away",
+    COORDINATOR_AWAY: "the cluster's Redis is away; everything else goes on",
+}
+"""What each code says, for the documents."""
 
 
 MAX_PROBLEMS = 100

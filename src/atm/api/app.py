@@ -13,7 +13,7 @@ from quart_trio import QuartTrio
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import HTTPException
 
-from atm.api import answer, health, overview, task_types, tasks
+from atm.api import answer, documents, health, operations, overview, task_types, tasks
 from atm.api.answer import ApiError
 from atm.api.body import MAX_BATCH, MAX_TASK
 from atm.api.waiters import Waiters
@@ -36,7 +36,11 @@ seldom = Seldom(logger)
 
 @dataclass(frozen=True)
 class Services:
-    """What the routes work with. ``cancel_patience``: seconds that a cancel waits for the executor to end."""
+    """What the routes work with.
+
+    ``cancel_patience``: seconds that a cancel waits for the executor to end; ``has_keys``: whether requests need
+    an API key, for the documents to say so.
+    """
 
     store: Store
     coordinator: Coordinator
@@ -44,13 +48,14 @@ class Services:
     health: Health
     waiters: Waiters
     cancel_patience: float
+    has_keys: bool = False
 
 
 class _Request(TrioRequest):
     """Keeps no more of a body than its route may want; those that want none are sent bodies as well."""
 
     def __init__(self, method: str, scheme: str, path: str, *rest: Any, **options: Any) -> None:
-        options["max_content_length"] = MAX_BATCH if path.rstrip("/") == f"{tasks.PREFIX}/batch" else MAX_TASK
+        options["max_content_length"] = MAX_BATCH if path.rstrip("/") == operations.CREATE_TASKS.path else MAX_TASK
         super().__init__(method, scheme, path, *rest, **options)
 
 
@@ -62,7 +67,7 @@ def build_app(services: Services) -> QuartTrio:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # its answer is not the envelope
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    for resource in (tasks, overview, task_types, health):
+    for resource in (tasks, overview, task_types, health, documents):
         resource.add_routes(app, services)
     app.register_error_handler(ApiError, _api_error)
     app.register_error_handler(StoreError, _store_away)

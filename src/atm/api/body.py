@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 import trio
@@ -18,7 +18,7 @@ from quart import request
 
 from atm.api.answer import BAD_JSON, BAD_MEDIA_TYPE, BODY_TIMEOUT, MAX_PROBLEMS, TOO_LARGE, ApiError, invalid
 from atm.store import NewTask
-from atm.task import is_task_type, new_task_id
+from atm.task import TASK_TYPE_PATTERN, is_task_type, new_task_id
 
 MAX_TASK = 1024 * 1024
 MAX_BATCH = 16 * 1024 * 1024
@@ -93,14 +93,15 @@ def _constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _float(text: str) -> float:
+def _number(text: str) -> float:
+    """A number with a point or an exponent; an integer where it is one, as JSON Schema has it: 3.0, 1e2."""
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"the number {text[:32]} is too large")
-    return value
+    return int(value) if value.is_integer() else value
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float).decode
+_decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_number).decode
 
 
 async def read_json(limit: int) -> tuple[bytes, dict[str, Any]]:
@@ -280,14 +281,14 @@ def _check_one(index: int, item: Any, problems: Problems) -> None:
 
 def _check(fields: dict[str, Any], prefix: str, problems: Problems) -> None:
     for name, value in fields.items():
-        check = _FIELDS.get(name)
+        check = _CHECKS.get(name)
         reason = "unknown field" if check is None else check(value)
         if reason:
             problems.append((prefix + name, reason))
-    if "task_type" not in fields:
-        problems.append((prefix + "task_type", "is required"))
-    if "delay" in fields and "scheduled_at" in fields:
-        problems.append((prefix + "scheduled_at", "cannot be given together with delay"))
+    if REQUIRED not in fields:
+        problems.append((prefix + REQUIRED, "is required"))
+    if all(name in fields for name in APART):
+        problems.append((prefix + APART[1], f"cannot be given together with {APART[0]}"))
 
 
 def _build(fields: dict[str, Any], payload: str, prefix: str) -> NewTask:
@@ -329,22 +330,33 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def integer(low: int, high: int) -> Callable[[Any], str | None]:
+class Rule(NamedTuple):
+    """What a value must be: ``reason`` says why one is refused, ``schema`` tells the OpenAPI document the same."""
+
+    reason: Callable[[Any], str | None]
+    schema: dict[str, Any]
+
+    def told(self, description: str, **keywords: Any) -> Rule:
+        """The rule with a description and further keywords of JSON Schema."""
+        return Rule(self.reason, {**self.schema, "description": description, **keywords})
+
+
+def integer(low: int, high: int) -> Rule:
     def check(value: Any) -> str | None:
         return None if _is_int(value) and low <= value <= high else f"must be an integer from {low} to {high}"
 
-    return check
+    return Rule(check, {"type": "integer", "minimum": low, "maximum": high})
 
 
-def seconds(low: float, high: float, *, above: bool = False) -> Callable[[Any], str | None]:
-    """A number of seconds from (``above``: greater than) low to high."""
+def number(low: float, high: float, *, above: bool = False) -> Rule:
+    """A number from (``above``: greater than) low to high."""
     text = f"must be a number {f'greater than {low:g} and at most' if above else f'from {low:g} to'} {high:,g}"
 
     def check(value: Any) -> str | None:
         fits = (_is_int(value) or isinstance(value, float)) and low <= value <= high
         return None if fits and not (above and value == low) else text
 
-    return check
+    return Rule(check, {"type": "number", "exclusiveMinimum" if above else "minimum": low, "maximum": high})
 
 
 def _payload_reason(value: Any) -> str | None:
@@ -380,13 +392,45 @@ def milliseconds(text: str) -> int | None:
     return (moment - _EPOCH) // _MILLISECOND
 
 
-_FIELDS: dict[str, Callable[[Any], str | None]] = {
-    "task_type": task_type_reason,
-    "priority": _priority_reason,
-    "payload": _payload_reason,
-    "timeout": seconds(0, MAX_TIMEOUT, above=True),
-    "max_retry": integer(0, MAX_RETRY),
-    "delay": seconds(0, MAX_DELAY),
-    "scheduled_at": time_reason,
-    "idempotency_key": key_reason,
+TASK_TYPE = Rule(task_type_reason, {"type": "string", "pattern": f"^{TASK_TYPE_PATTERN}$"})
+PRIORITY = Rule(_priority_reason, {"type": "integer", "enum": [1, 0, -1]})
+PAYLOAD = Rule(_payload_reason, {"type": "object"})
+TIME = Rule(time_reason, {"type": "string", "format": "date-time"})
+KEY = Rule(key_reason, {"type": "string", "minLength": 1, "maxLength": MAX_KEY, "pattern": r"^[^\x00-\x1f\x7f]+$"})
+
+FIELDS: dict[str, Rule] = {
+    "task_type": TASK_TYPE.told(
+        "Which executor runs it. One that no worker supports is accepted and waits.", examples=["echo"]
+    ),
+    "priority": PRIORITY.told("1 high, 0 normal, -1 low.", default=0, examples=[1]),
+    "payload": PAYLOAD.told(
+        f"For the executor. At most {MAX_DEPTH} levels deep; stored and shown exactly as it was written.",
+        default={},
+        examples=[{"hello": "world"}],
+    ),
+    "timeout": number(0, MAX_TIMEOUT, above=True).told(
+        "Seconds that one attempt may take; by default those of the type (300).", examples=[300]
+    ),
+    "max_retry": integer(0, MAX_RETRY).told(
+        "Retries after failures and timeouts; by default those of the type (3).", examples=[3]
+    ),
+    "delay": number(0, MAX_DELAY).told(
+        "Seconds until it may run. Not together with scheduled_at.", default=0, examples=[60]
+    ),
+    "scheduled_at": TIME.told(
+        "When it may run, instead of delay; a time with its zone (RFC 3339). One that has passed means now.",
+        examples=["2026-01-31T10:00:00Z"],
+    ),
+    "idempotency_key": KEY.told(
+        f"1 to {MAX_KEY} bytes of UTF-8 without control characters. The same key with the same type and payload "
+        "is a replay: the answer is the first task's. May stand in the header Idempotency-Key instead.",
+        examples=["order-4711"],
+    ),
 }
+"""The fields of a create."""
+
+REQUIRED = "task_type"
+APART = ("delay", "scheduled_at")
+"""Not both in one task."""
+
+_CHECKS = {name: rule.reason for name, rule in FIELDS.items()}

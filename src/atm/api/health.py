@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from quart import Response
 from quart_trio import QuartTrio
 
-from atm.api.answer import ApiError, success
+from atm.api import operations
+from atm.api.answer import NOT_READY, ApiError, success
+from atm.api.operations import serve
 from atm.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from atm.api.app import Services
-
-NOT_READY = 50302
 
 
 def add_routes(app: QuartTrio, services: Services) -> None:
@@ -31,5 +31,5 @@ def add_routes(app: QuartTrio, services: Services) -> None:
             raise ApiError(NOT_READY, str(error)) from None
         return success({"status": "ready"})
 
-    app.add_url_rule("/livez", "livez", livez, methods=["GET"])
-    app.add_url_rule("/readyz", "readyz", readyz, methods=["GET"])
+    serve(app, operations.LIVEZ, livez)
+    serve(app, operations.READYZ, readyz)

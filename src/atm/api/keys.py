@@ -22,8 +22,8 @@ PREFIX = "atm_"
 
 RANDOM_BYTES = 32
 
-OPEN = frozenset({"/livez", "/readyz"})
-"""Paths whose GET needs no key: probes have none."""
+OPEN = frozenset({"/livez", "/readyz", "/openapi.json", "/docs"})
+"""Paths whose GET needs no key: probes have none, browsers send none; the documents hold nothing secret."""
 
 _SUBMIT = re.compile(r"/api/v1/tasks(/batch|/[^/]+/retry)?/?")
 _CANCEL = re.compile(r"/api/v1/tasks/[^/]+/cancel/?")

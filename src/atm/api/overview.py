@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from quart import Response
 from quart_trio import QuartTrio
 
-from atm.api import query, views
+from atm.api import operations, query, views
 from atm.api.answer import COORDINATOR_AWAY, ApiError, success
+from atm.api.operations import serve
 from atm.coordinator import Overview
 
 if TYPE_CHECKING:
@@ -33,17 +34,7 @@ def add_routes(app: QuartTrio, services: Services) -> None:
 
     async def queues() -> Response:
         query.arguments()
-        overview = await _look()
-        data = [
-            {
-                "name": queue.name,
-                "length": queue.length,
-                "parked": queue.parked,
-                "oldest_age": round(queue.oldest_age, 3),
-            }
-            for queue in overview.queues
-        ]
-        return success({"queues": data, "delayed": overview.delayed})
+        return success(views.queues(await _look()))
 
-    app.add_url_rule("/api/v1/workers", "workers", workers, methods=["GET"])
-    app.add_url_rule("/api/v1/queues", "queues", queues, methods=["GET"])
+    serve(app, operations.LIST_WORKERS, workers)
+    serve(app, operations.LIST_QUEUES, queues)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any
 
 from quart import request
 
 from atm.api.answer import invalid
-from atm.api.body import milliseconds, task_type_reason, time_reason
+from atm.api.body import TASK_TYPE, TIME, milliseconds, task_type_reason, time_reason
 from atm.store import TaskFilter
 from atm.task import Status
 
@@ -19,11 +18,67 @@ MAX_PAGE = 500
 DEFAULT_PAGE = 50
 
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_WORKER_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_WORKER_ID_PATTERN = "[A-Za-z0-9_.-]{1,64}"
+_WORKER_ID = re.compile(_WORKER_ID_PATTERN)
+_TASK_ID_PATTERN = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_TASK_ID = re.compile(_TASK_ID_PATTERN)
+_CURSOR_PATTERN = "[0-9a-f]{32}"
+_CURSOR = re.compile(_CURSOR_PATTERN)
+
+Parameters = Mapping[str, Mapping[str, Any]]
+"""Names, and what JSON Schema says of the values."""
+
+NONE: Parameters = {}
+
+WAIT: Parameters = {
+    "wait": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": MAX_WAIT,
+        "description": "Seconds to wait for its end: the answer comes when the task has ended or they are over, "
+        "whichever is first.",
+        "examples": [10],
+    }
+}
+
+LIST: Parameters = {
+    "status": {"type": "string", "enum": [*map(str, Status)], "description": "Exactly this."},
+    "task_type": {**TASK_TYPE.schema, "description": "Exactly this.", "examples": ["echo"]},
+    "worker_id": {
+        "type": "string",
+        "pattern": f"^{_WORKER_ID_PATTERN}$",
+        "description": "Exactly this.",
+        "examples": ["worker-001"],
+    },
+    "created_after": {
+        **TIME.schema,
+        "description": "A time with its zone (RFC 3339); this moment included.",
+        "examples": ["2026-01-31T10:00:00Z"],
+    },
+    "created_before": {
+        **TIME.schema,
+        "description": "A time with its zone (RFC 3339); this moment not included.",
+        "examples": ["2100-01-01T00:00:00Z"],
+    },
+    "cursor": {
+        "type": "string",
+        "pattern": f"^{_CURSOR_PATTERN}$",
+        "description": "The next_cursor of the page before.",
+    },
+    "limit": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": MAX_PAGE,
+        "default": DEFAULT_PAGE,
+        "description": "Tasks of a page, at the most.",
+        "examples": [20],
+    },
+}
+
+TASK_ID: Mapping[str, Any] = {"type": "string", "format": "uuid", "pattern": f"^{_TASK_ID_PATTERN}$"}
 
 
-def arguments(*known: str) -> dict[str, str]:
+def arguments(known: Parameters = NONE) -> dict[str, str]:
     """The query's parameters. Raises ApiError 422 for an unknown or repeated one."""
     found: dict[str, str] = {}
     for name, values in request.args.lists():
@@ -53,23 +108,15 @@ def page_size(text: str | None) -> int:
 
 def cursor_of(task_id: str) -> str:
     """What stands for "go on after this task"; opaque to callers."""
-    return base64.urlsafe_b64encode(task_id.encode()).decode().rstrip("=")
+    return task_id.replace("-", "")
 
 
 def after_cursor(text: str | None) -> str | None:
     if text is None:
         return None
-    try:
-        task_id = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        _bad_cursor()
-    if not _TASK_ID.fullmatch(task_id):
-        _bad_cursor()
-    return task_id
-
-
-def _bad_cursor() -> NoReturn:
-    raise invalid(("cursor", "is none that a former answer gave"))
+    if not _CURSOR.fullmatch(text):
+        raise invalid(("cursor", "is none that a former answer gave"))
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def is_task_id(text: str) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
-from atm.api import body, query, views
+from atm.api import body, operations, query, views
 from atm.api.answer import BAD_STATE, KEY_CONFLICT, NO_TASK, ApiError, invalid, success
+from atm.api.operations import PREFIX, serve
 from atm.coordinator import CancelRequest, Hint, TaskEvent
 from atm.errors import IdempotencyConflict
 from atm.store import CancelState, Created, NewTask, TaskFilter
@@ -19,8 +20,6 @@ from atm.task import Status, Task, TaskType
 
 if TYPE_CHECKING:
     from atm.api.app import Services
-
-PREFIX = "/api/v1/tasks"
 
 MAX_PAGE_BYTES = 8 * 1024 * 1024
 """Of payloads and results in a list, beyond which no further tasks are fetched for it."""
@@ -31,13 +30,13 @@ PAGE_STEP = query.DEFAULT_PAGE + 1
 
 def add_routes(app: QuartTrio, services: Services) -> None:
     routes = TaskRoutes(services)
-    app.add_url_rule(PREFIX, "create", routes.create, methods=["POST"])
-    app.add_url_rule(f"{PREFIX}/batch", "create_batch", routes.create_batch, methods=["POST"])
-    app.add_url_rule(PREFIX, "find", routes.find, methods=["GET"])
-    app.add_url_rule(f"{PREFIX}/<task_id>", "get", routes.get, methods=["GET"])
-    app.add_url_rule(f"{PREFIX}/<task_id>/cancel", "cancel", routes.cancel, methods=["POST"])
-    app.add_url_rule(f"{PREFIX}/<task_id>/retry", "retry", routes.retry, methods=["POST"])
-    app.add_url_rule(f"{PREFIX}/<task_id>/logs", "logs", routes.logs, methods=["GET"])
+    serve(app, operations.CREATE_TASK, routes.create)
+    serve(app, operations.CREATE_TASKS, routes.create_batch)
+    serve(app, operations.LIST_TASKS, routes.find)
+    serve(app, operations.GET_TASK, routes.get)
+    serve(app, operations.CANCEL_TASK, routes.cancel)
+    serve(app, operations.RETRY_TASK, routes.retry)
+    serve(app, operations.GET_TASK_LOGS, routes.logs)
 
 
 class TaskRoutes:
@@ -53,8 +52,9 @@ class TaskRoutes:
         content, fields = await body.read_json(body.MAX_TASK)
         task = body.new_task(content, fields, body.header_key())
         (created,) = await self._create([task], "")
-        location = {"Location": f"{PREFIX}/{created.task_id}"}
-        return success({"task_id": created.task_id}, status=200 if created.replayed else 201, headers=location)
+        location = {"Location": f"{PREFIX}/tasks/{created.task_id}"}
+        data: views.CreatedView = {"task_id": created.task_id}
+        return success(data, status=200 if created.replayed else 201, headers=location)
 
     async def create_batch(self) -> Response:
         query.arguments()
@@ -63,7 +63,8 @@ class TaskRoutes:
             raise invalid(("Idempotency-Key", "is for single tasks; give each task of a batch its own key"))
         created = await self._create(tasks, "tasks[{}].")
         status = 200 if all(receipt.replayed for receipt in created) else 201
-        return success({"task_ids": [receipt.task_id for receipt in created]}, status=status)
+        data: views.CreatedBatch = {"task_ids": [receipt.task_id for receipt in created]}
+        return success(data, status=status)
 
     async def _create(self, tasks: Sequence[NewTask], where: str) -> list[Created]:
         try:
@@ -79,7 +80,7 @@ class TaskRoutes:
         return created
 
     async def get(self, task_id: str) -> Response:
-        wait = query.wait_seconds(query.arguments("wait").get("wait"))
+        wait = query.wait_seconds(query.arguments(query.WAIT).get("wait"))
         _check_id(task_id)
         if wait is None:
             task = await self._store.get(task_id)
@@ -92,7 +93,7 @@ class TaskRoutes:
             view["pending_reason"] = await self._pending_reason(task)
         return success(view)
 
-    async def _pending_reason(self, task: Task) -> str:
+    async def _pending_reason(self, task: Task) -> views.PendingReason:
         """Why it waits: the first of the reasons that holds."""
         if await self._store.is_early(task.due_ms):
             return "scheduled" if task.retry_count == 0 else "retry_delay"
@@ -112,13 +113,11 @@ class TaskRoutes:
         return "no_free_slot" if all(w.draining or w.load >= w.capacity for w in workers) else "queued"
 
     async def find(self) -> Response:
-        found = query.arguments(
-            "status", "task_type", "worker_id", "created_after", "created_before", "cursor", "limit"
-        )
+        found = query.arguments(query.LIST)
         limit = query.page_size(found.get("limit"))
         before = query.after_cursor(found.get("cursor"))
         page, more = await self._page(query.task_filter(found), before, limit)
-        data: dict[str, Any] = {
+        data: views.TaskPage = {
             "tasks": [views.task(task) for task in page],
             "next_cursor": query.cursor_of(page[-1].task_id) if more else None,
         }
@@ -153,7 +152,7 @@ class TaskRoutes:
             if task is None:
                 raise _no_task(task_id)
             if not task.is_terminal:
-                return success(status=202, message="Cancellation requested")
+                return success(status=202, message=operations.CANCEL_REQUESTED)
             status: Status | None = task.status
             self._metrics.cancel_latency.observe(trio.current_time() - began)
         else:
@@ -162,7 +161,7 @@ class TaskRoutes:
                 await self._coordinator.publish([TaskEvent(task_id, Status.CANCELLED)])
         if status is not Status.CANCELLED:
             raise ApiError(BAD_STATE, f"the task is {status} and cannot be cancelled")
-        return success(message="Task cancelled successfully")
+        return success(message=operations.CANCELLED)
 
     async def retry(self, task_id: str) -> Response:
         query.arguments()
@@ -175,7 +174,7 @@ class TaskRoutes:
             reason = f"the task is {task.status}; only FAILED, TIMEOUT and CANCELLED ones can be retried"
             raise ApiError(BAD_STATE, reason)
         await self._coordinator.push([Hint(task.task_id, task.task_type, task.priority)])
-        return success(views.task(task), message="Task will run again")
+        return success(views.task(task), message=operations.WILL_RUN_AGAIN)
 
     async def logs(self, task_id: str) -> Response:
         query.arguments()

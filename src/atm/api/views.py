@@ -1,17 +1,166 @@
-"""How tasks, log rows and workers look in answers."""
+"""How tasks, log rows, workers, queues and types look in answers.
+
+The types are what the OpenAPI document tells of the answers: a key that is not in them does not pass mypy.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 import msgspec
+from msgspec import Meta
 
-from atm.coordinator import WorkerInfo
+from atm.coordinator import Overview, WorkerInfo
 from atm.store import LogRow
-from atm.task import Task, TaskType
+from atm.task import LogType, RetryStrategy, Status, Task, TaskType
 
 _EPOCH = datetime(1970, 1, 1)  # in UTC, but without a zone that isoformat would spell +00:00
+
+PendingReason = Literal[
+    "scheduled", "retry_delay", "type_disabled", "no_worker", "type_at_cap", "no_free_slot", "queued"
+]
+
+
+def _text(description: str, **schema: Any) -> Meta:
+    return Meta(description=description, extra_json_schema=schema or None)
+
+
+_WHEN = {"type": "string", "format": "date-time", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"}
+_MAYBE_WHEN = _WHEN | {"type": ["string", "null"]}
+
+TaskId = Annotated[str, _text("UUID of version 7.", format="uuid")]
+TaskTypeName = Annotated[str, _text("Which executor runs it.")]
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, description="Seconds.")]
+
+
+class AttemptError(TypedDict):
+    """Why an attempt failed."""
+
+    type: Annotated[str, Meta(description="Kind of the error.")]
+    message: str
+    retryable: bool
+
+
+class Progress(TypedDict):
+    """As the executor reports it."""
+
+    fraction: Annotated[float, Meta(ge=0, le=1)]
+    message: str | None
+
+
+class TaskView(TypedDict):
+    """A task."""
+
+    task_id: TaskId
+    task_type: TaskTypeName
+    status: Status
+    priority: Annotated[Literal[-1, 0, 1], Meta(description="1 high, 0 normal, -1 low.")]
+    payload: Annotated[Any, _text("As it was written at its creation.", type="object")]
+    result: Annotated[Any, _text("What the executor returned, any JSON value; null unless SUCCESS.")]
+    error: Annotated[AttemptError | None, Meta(description="Of the last failed attempt.")]
+    attempt: Annotated[int, Meta(ge=0, description="Attempts so far; never set back.")]
+    retry_count: Annotated[int, Meta(ge=0, description="Attempts repeated after failures and timeouts.")]
+    max_retry: Annotated[int, Meta(ge=0, description="Retries that it may have.")]
+    timeout: Annotated[float, Meta(gt=0, description="Seconds that one attempt may take.")]
+    worker_id: Annotated[str | None, Meta(description="Who runs it, or ran it when it ended.")]
+    recoveries: Annotated[int, Meta(ge=0, description="Attempts repeated after a worker was lost.")]
+    releases: Annotated[int, Meta(ge=0, description="Attempts repeated after a worker was stopped.")]
+    cancel_requested_at: Annotated[Any, _text("When somebody first asked for its end.", **_MAYBE_WHEN)]
+    scheduled_at: Annotated[Any, _text("The time asked for, by scheduled_at or delay.", **_MAYBE_WHEN)]
+    created_at: Annotated[Any, _text("When it was created.", **_WHEN)]
+    started_at: Annotated[Any, _text("When the attempt began that runs or was the last.", **_MAYBE_WHEN)]
+    completed_at: Annotated[Any, _text("When it ended.", **_MAYBE_WHEN)]
+    progress: Annotated[Progress | None, Meta(description="As its executor reports it.")]
+    pending_reason: NotRequired[
+        Annotated[PendingReason, Meta(description="Why it waits: only while it is PENDING, and not in lists.")]
+    ]
+
+
+class TaskPage(TypedDict):
+    """Tasks, newest first."""
+
+    tasks: list[TaskView]
+    next_cursor: Annotated[str | None, Meta(description="For the next page; null: there is no more.")]
+
+
+class CreatedView(TypedDict):
+    """A task that exists now."""
+
+    task_id: TaskId
+
+
+class CreatedBatch(TypedDict):
+    """Tasks that exist now, in the order of the request."""
+
+    task_ids: Annotated[list[TaskId], Meta(min_length=1)]
+
+
+class LogView(TypedDict):
+    """A row of a task's log."""
+
+    log_type: LogType
+    from_status: Annotated[Status | None, Meta(description="null at its creation, and in ERROR and INFO rows.")]
+    to_status: Annotated[Status | None, Meta(description="null in ERROR and INFO rows.")]
+    message: str
+    created_at: Annotated[Any, _text("When it was written.", **_WHEN)]
+    worker_id: NotRequired[str]
+    attempt: NotRequired[Count]
+
+
+class WorkerView(TypedDict):
+    """A worker."""
+
+    id: str
+    name: str
+    address: Annotated[str, Meta(description="Where its node serves the API; empty if it does not.")]
+    capacity: Annotated[int, Meta(ge=0, description="Slots.")]
+    current_load: Annotated[int, Meta(ge=0, description="Slots that are taken.")]
+    supported_types: list[str]
+    draining: Annotated[bool, Meta(description="It takes no more tasks.")]
+    last_heartbeat: Annotated[Any, _text("When it was last heard.", **_WHEN)]
+
+
+class QueueView(TypedDict):
+    """One of the queues."""
+
+    name: Literal["high", "normal", "low"]
+    length: Annotated[int, Meta(ge=0, description="Tasks that are due.")]
+    parked: Annotated[int, Meta(ge=0, description="Those of them that nothing can run now.")]
+    oldest_age: Seconds
+
+
+class QueuesView(TypedDict):
+    """What waits."""
+
+    queues: list[QueueView]
+    delayed: Annotated[int, Meta(ge=0, description="Tasks whose time has not come.")]
+
+
+class TaskTypeView(TypedDict):
+    """Settings of a task type."""
+
+    task_type: str
+    default_timeout: Annotated[float, Meta(gt=0)]
+    default_max_retry: Count
+    retry_strategy: RetryStrategy
+    retry_delay: Seconds
+    backoff_rate: Annotated[float, Meta(ge=1)]
+    max_concurrent: Annotated[int | None, Meta(description="null: no cap.")]
+    enabled: bool
+
+
+class Alive(TypedDict):
+    """Said by whoever answers."""
+
+    status: Literal["alive"]
+
+
+class Ready(TypedDict):
+    """Said by whoever should get requests."""
+
+    status: Literal["ready"]
 
 
 def when(ms: int | None) -> str | None:
@@ -26,15 +175,15 @@ def raw(text: str | None) -> msgspec.Raw | None:
     return None if text is None else msgspec.Raw(text.encode())
 
 
-def task(found: Task) -> dict[str, Any]:
+def task(found: Task) -> TaskView:
     return {
         "task_id": found.task_id,
         "task_type": found.task_type,
         "status": found.status,
-        "priority": found.priority,
+        "priority": cast("Any", found.priority),
         "payload": raw(found.payload_json),
         "result": raw(found.result_json),
-        "error": raw(found.error_json),
+        "error": cast("Any", raw(found.error_json)),
         "attempt": found.attempt,
         "retry_count": found.retry_count,
         "max_retry": found.max_retry,
@@ -47,12 +196,12 @@ def task(found: Task) -> dict[str, Any]:
         "created_at": when(found.created_ms),
         "started_at": when(found.started_ms),
         "completed_at": when(found.completed_ms),
-        "progress": raw(found.progress_json),
+        "progress": cast("Any", raw(found.progress_json)),
     }
 
 
-def log_row(row: LogRow) -> dict[str, Any]:
-    view: dict[str, Any] = {
+def log_row(row: LogRow) -> LogView:
+    view: LogView = {
         "log_type": row.log_type,
         "from_status": row.from_status,
         "to_status": row.to_status,
@@ -66,7 +215,7 @@ def log_row(row: LogRow) -> dict[str, Any]:
     return view
 
 
-def worker(info: WorkerInfo) -> dict[str, Any]:
+def worker(info: WorkerInfo) -> WorkerView:
     return {
         "id": info.id,
         "name": info.name,
@@ -79,5 +228,20 @@ def worker(info: WorkerInfo) -> dict[str, Any]:
     }
 
 
-def task_type(settings: TaskType) -> dict[str, Any]:
-    return msgspec.structs.asdict(settings)
+def queues(overview: Overview) -> QueuesView:
+    return {
+        "queues": [
+            {
+                "name": cast("Any", queue.name),
+                "length": queue.length,
+                "parked": queue.parked,
+                "oldest_age": round(queue.oldest_age, 3),
+            }
+            for queue in overview.queues
+        ],
+        "delayed": overview.delayed,
+    }
+
+
+def task_type(settings: TaskType) -> TaskTypeView:
+    return cast("TaskTypeView", msgspec.structs.asdict(settings))

@@ -238,7 +238,7 @@ def recover(row: Row, now: int, delay_ms: int, log: AddLog) -> tuple[Recovered, 
         log(step(row, Status.FAILED, message))
         row.status = Status.FAILED
         change = _change(row, completed_ms=now)
-        change.error_json = json.dumps({"type": "WorkerLost", "message": message})
+        change.error_json = json.dumps({"type": "WorkerLost", "message": message, "retryable": False})
     else:
         row.recoveries += 1
         change = _to_pending(row, "Recovered: its worker was lost", now, delay_ms, log)

@@ -1,0 +1,247 @@
+package client_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/yourusername/async-task-manager/client"
+)
+
+const id = "0199d3f0-5b6e-7000-8a4c-3f1f2a9d7c11"
+
+// script is a server that gives one answer after the other, the last one for ever, and keeps what it was asked.
+type script struct {
+	*httptest.Server
+	lock   sync.Mutex
+	asked  []string
+	bodies []string
+	header http.Header
+}
+
+func serve(t *testing.T, answers ...http.HandlerFunc) *script {
+	s := &script{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		s.lock.Lock()
+		turn := len(s.asked)
+		s.asked = append(s.asked, r.Method+" "+r.URL.RequestURI())
+		s.bodies = append(s.bodies, string(body))
+		s.header = r.Header
+		s.lock.Unlock()
+		if turn >= len(answers) {
+			turn = len(answers) - 1
+		}
+		answers[turn](w, r)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *script) count() int {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	return len(s.asked)
+}
+
+func says(status int, body string, headers ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		for i := 0; i < len(headers); i += 2 {
+			w.Header().Set(headers[i], headers[i+1])
+		}
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+var (
+	created = says(201, `{"code":0,"message":"success","data":{"task_id":"`+id+`"}}`)
+	away    = says(503, `{"code":50301,"message":"the store is unavailable","request_id":"r","errors":[]}`)
+	garbage = says(200, `<html>hello</html>`)
+)
+
+// breaks ends the connection without an answer.
+func breaks(w http.ResponseWriter, _ *http.Request) {
+	if conn, _, err := w.(http.Hijacker).Hijack(); err == nil {
+		_ = conn.Close()
+	}
+}
+
+func quick(url string, options ...client.Option) *client.Client {
+	return client.New(url, append([]client.Option{client.WithRetryDelay(time.Millisecond)}, options...)...)
+}
+
+func create(c *client.Client) error {
+	_, err := c.CreateTask(context.Background(), &client.CreateTaskRequest{TaskType: "echo"})
+	return err
+}
+
+func TestACreateIsRepeatedWithTheSameKeyUntilTheServerIsBack(t *testing.T) {
+	tooMany := says(429, `{"code":42901,"message":"slower","request_id":"r","errors":[]}`)
+	s := serve(t, away, breaks, says(502, "bad gateway"), tooMany, created)
+	if err := create(quick(s.URL)); err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string]bool{}
+	for _, body := range s.bodies {
+		var sent struct {
+			Key string `json:"idempotency_key"`
+		}
+		if err := json.Unmarshal([]byte(body), &sent); err != nil || sent.Key == "" {
+			t.Fatal(body, err)
+		}
+		keys[sent.Key] = true
+	}
+	if len(keys) != 1 || s.count() != 5 {
+		t.Fatal(keys, s.asked)
+	}
+}
+
+func TestRepetitionsEnd(t *testing.T) {
+	s := serve(t, away)
+	err := create(quick(s.URL, client.WithRetries(2)))
+	if !errors.Is(err, client.ErrUnavailable) || s.count() != 3 {
+		t.Fatal(err, s.count())
+	}
+}
+
+func TestARetryThatWasSentIsNotRepeated(t *testing.T) {
+	for _, answer := range []http.HandlerFunc{breaks, away} {
+		s := serve(t, answer)
+		_, err := quick(s.URL).RetryTask(context.Background(), id)
+		if err == nil || s.count() != 1 {
+			t.Fatal(err, s.count())
+		}
+	}
+}
+
+func TestWhatTheServerRefusesIsNotRepeated(t *testing.T) {
+	for status, kind := range map[int]error{
+		400: client.ErrInvalid, 413: client.ErrInvalid, 415: client.ErrInvalid, 422: client.ErrInvalid,
+		401: client.ErrUnauthorized, 403: client.ErrForbidden, 404: client.ErrNotFound, 409: client.ErrConflict,
+	} {
+		s := serve(t, says(status, `{"code":1,"message":"no","request_id":"r","errors":[]}`))
+		var refused *client.APIError
+		err := create(quick(s.URL))
+		if !errors.Is(err, kind) || !errors.As(err, &refused) || refused.RequestID != "r" || s.count() != 1 {
+			t.Fatal(status, err, s.count())
+		}
+	}
+}
+
+func TestAServerThatAsksForMoreTimeThanThereIsIsTold(t *testing.T) {
+	s := serve(t, says(503, `{"code":50301,"message":"away","request_id":"r","errors":[]}`, "Retry-After", "3600"))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, err := quick(s.URL).GetTask(ctx, id)
+	var refused *client.APIError
+	if !errors.As(err, &refused) || refused.RetryAfter != time.Hour || s.count() != 1 {
+		t.Fatal(err, s.count())
+	}
+}
+
+func TestGarbageIsNoTask(t *testing.T) {
+	for _, body := range []string{"", "<html>", "null", "[]", "{}", `{"code":0}`, `{"code":0,"data":7}`, `{"code":0,"data":{"task_id":`} {
+		s := serve(t, says(200, body))
+		_, err := quick(s.URL).GetTask(context.Background(), id)
+		var unexpected *client.UnexpectedAnswerError
+		if !errors.As(err, &unexpected) || unexpected.StatusCode != 200 || s.count() != 1 {
+			t.Fatal(body, err)
+		}
+	}
+}
+
+func TestALongGarbageIsToldInShort(t *testing.T) {
+	s := serve(t, says(500, strings.Repeat("ü", 10_000)))
+	if err := create(quick(s.URL)); err == nil || len(err.Error()) > 5_000 {
+		t.Fatal(err)
+	}
+}
+
+func TestARedirectIsNotFollowed(t *testing.T) {
+	elsewhere := serve(t, created)
+	s := serve(t, says(307, "", "Location", elsewhere.URL))
+	if err := create(quick(s.URL, client.WithAPIKey("secret"))); err == nil || elsewhere.count() != 0 {
+		t.Fatal(err)
+	}
+}
+
+func TestTheKeyIsShownAndTheOwnHTTPClientAsked(t *testing.T) {
+	s := serve(t, created)
+	own := &http.Client{Transport: &http.Transport{}}
+	if err := create(quick(s.URL+"/", client.WithAPIKey("secret"), client.WithHTTPClient(own))); err != nil {
+		t.Fatal(err)
+	}
+	if s.header.Get("Authorization") != "Bearer secret" || s.asked[0] != "POST /api/v1/tasks" {
+		t.Fatal(s.header, s.asked)
+	}
+}
+
+func TestASlowServerIsGivenUp(t *testing.T) {
+	hold := make(chan struct{})
+	s := serve(t, func(http.ResponseWriter, *http.Request) { <-hold }, garbage)
+	defer close(hold)
+	_, err := quick(s.URL, client.WithTimeout(50*time.Millisecond), client.WithRetries(0)).GetTask(context.Background(), id)
+	var transport *client.TransportError
+	if !errors.As(err, &transport) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+}
+
+func TestACancelledContextEndsTheCall(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		cancel()
+		<-r.Context().Done()
+	})
+	if _, err := quick(s.URL).GetTask(ctx, id); !errors.Is(err, context.Canceled) || s.count() != 1 {
+		t.Fatal(err, s.count())
+	}
+}
+
+func TestNobodyListening(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := "http://" + listener.Addr().String()
+	_ = listener.Close()
+	_, err = quick(url, client.WithRetries(2)).RetryTask(context.Background(), id)
+	var transport *client.TransportError
+	if !errors.As(err, &transport) {
+		t.Fatal(err)
+	}
+}
+
+func TestAWaitGoesOnWhileTheTaskDoes(t *testing.T) {
+	task := func(status string) http.HandlerFunc {
+		return says(200, `{"code":0,"message":"success","data":{"task_id":"`+id+`","status":"`+status+`"}}`)
+	}
+	s := serve(t, task("PENDING"), breaks, task("PROCESSING"), away, task("FAILED"))
+	ended, err := quick(s.URL).Wait(context.Background(), id)
+	if err != nil || ended.Status != client.Failed || s.count() != 5 {
+		t.Fatal(ended, err, s.asked)
+	}
+	if s.asked[0] != "GET /api/v1/tasks/"+id+"?wait=20.000" {
+		t.Fatal(s.asked[0])
+	}
+}
+
+func TestARequestThatIsNoneIsRefusedHere(t *testing.T) {
+	s := serve(t, created)
+	c := quick(s.URL)
+	_, err := c.CreateTask(context.Background(), nil)
+	_, second := c.CreateTasks(context.Background(), []*client.CreateTaskRequest{nil})
+	third := create(quick(":// no url"))
+	if err == nil || second == nil || third == nil || s.count() != 0 {
+		t.Fatal(err, second, third)
+	}
+}

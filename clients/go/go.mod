@@ -1,0 +1,3 @@
+module github.com/yourusername/async-task-manager
+
+go 1.19

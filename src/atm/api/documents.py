@@ -1,0 +1,44 @@
+"""/openapi.json and /docs: what is served, for programs and for people. Made once, at the first request.
+
+Neither tells anything of the node but its version and whether it has keys, so that neither needs one.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import msgspec
+from quart import Response
+from quart_trio import QuartTrio
+
+from atm.api import openapi, operations, page
+from atm.api.operations import serve
+
+if TYPE_CHECKING:
+    from atm.api.app import Services
+
+
+def add_routes(app: QuartTrio, services: Services) -> None:
+    has_keys = services.has_keys
+
+    async def machine() -> Response:
+        return Response(openapi_bytes(has_keys), content_type=operations.JSON)
+
+    async def people() -> Response:
+        return Response(
+            page_bytes(has_keys), headers=page.HEADERS, content_type=f"{operations.HTML}; charset=utf-8"
+        )
+
+    serve(app, operations.OPENAPI, machine)
+    serve(app, operations.DOCS, people)
+
+
+@cache
+def openapi_bytes(has_keys: bool) -> bytes:
+    return msgspec.json.encode(openapi.document(has_keys))
+
+
+@cache
+def page_bytes(has_keys: bool) -> bytes:
+    return page.render(msgspec.json.decode(openapi_bytes(has_keys)))
