@@ -31,7 +31,7 @@ IMPLEMENTATIONS, USERS = 2, 3
 
 EVERYWHERE = {"trio", "msgspec"}
 HOMES: dict[str, str | tuple[str, ...]] = {
-    "anyio": "client/http.py",
+    "anyio": ("client/http.py", "client/fake.py"),
     "click": "cli.py",
     "cryptography": "stores/mysql_driver.py",
     "fcntl": "stores/sqlite.py",

@@ -20,6 +20,7 @@ from atm.client.errors import (
     Unauthorized,
     WaitTimeout,
 )
+from atm.client.handles import AsyncTaskHandle, TaskHandle
 from atm.client.http import AsyncClient, Client
 from atm.client.models import (
     Health,
@@ -35,7 +36,6 @@ from atm.client.models import (
     TaskTypeSettings,
     Worker,
 )
-from atm.client.verbs import AsyncTaskHandle, TaskHandle
 from atm.errors import AtmError
 from atm.task import LogType, RetryStrategy, Status
 

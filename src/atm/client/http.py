@@ -13,8 +13,9 @@ import anyio
 import httpx
 
 from atm.client.errors import BadAnswer, ConnectionFailed, RequestTimeout
+from atm.client.handles import AsyncTaskHandle, TaskHandle
 from atm.client.sides import Later, Now
-from atm.client.verbs import AsyncTaskHandle, TaskHandle, Verbs
+from atm.client.verbs import Verbs
 from atm.client.wire import Answer, Pause, Request, Session, Step
 
 DEFAULT_URL = "http://127.0.0.1:8080"

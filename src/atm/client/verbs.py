@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sized
 from datetime import datetime
 from typing import Any, Generic, TypeVar
-from urllib.parse import quote
 
 import msgspec
 
-from atm.client import bulk
-from atm.client.errors import ApiError, BadAnswer, ConnectionFailed, NotFound, WaitTimeout, end_of
-from atm.client.models import (
-    Health,
-    NewTask,
-    Page,
-    Progress,
-    Queues,
-    Task,
-    TaskLog,
-    TaskTypeSettings,
-    Worker,
-)
-from atm.client.sides import Later, Now, Pages, Verb, Walk
-from atm.client.wire import Answer, Pause, Request, Session, Step, Steps, model
+from atm.client import bulk, calls
+from atm.client.errors import ApiError, BadAnswer, NotFound
+from atm.client.models import Health, NewTask, Page, Progress, Queues, Task, TaskLog, TaskTypeSettings, Worker
+from atm.client.sides import Pages, Verb, Walk
+from atm.client.wire import Request, Session, Steps, model
 from atm.task import RetryStrategy, Status
 
 H = TypeVar("H")
-
-PREFIX = "/api/v1"
-
-LONG_POLL = 30.0
-"""Seconds that the server is asked to wait at a time."""
-
-EARLY = 0.2
-"""Seconds to pause when it answered before that: a node that is about to stop answers its waiters at once."""
-
-CANCEL_PATIENCE = 10.0
-"""Seconds beyond the client's timeout; the server waits for the executor to end, 7 s by default."""
-
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Created(msgspec.Struct):
@@ -50,74 +25,6 @@ class Created(msgspec.Struct):
 
 class CreatedMany(msgspec.Struct):
     task_ids: list[str]
-
-
-class HandleVerbs:
-    """What can be done with one task."""
-
-    task_id: str
-    _session: Session
-
-    @Verb
-    def get(self) -> Steps[Task]:
-        """The task as it is now."""
-        return get(self._session, self.task_id)
-
-    @Verb
-    def wait(self, timeout: float | None = None) -> Steps[Task]:
-        """The task, once it has ended. Raises WaitTimeout after ``timeout`` seconds; None: never."""
-        return wait(self._session, self.task_id, timeout)
-
-    @Verb
-    def result(self, timeout: float | None = None) -> Steps[Any]:
-        """What its executor returned, once it has ended.
-
-        Raises TaskFailed, TaskTimedOut or TaskCancelled when it ended otherwise, WaitTimeout after ``timeout``
-        seconds.
-        """
-        return result(self._session, self.task_id, timeout)
-
-    @Verb
-    def cancel(self) -> Steps[bool]:
-        """As ``cancel_task`` of the client."""
-        return cancel(self._session, self.task_id)
-
-    @Verb
-    def retry(self) -> Steps[Task]:
-        """As ``retry_task`` of the client."""
-        return retry(self._session, self.task_id)
-
-    @Verb
-    def logs(self) -> Steps[list[TaskLog]]:
-        """Its log, oldest first."""
-        return logs(self._session, self.task_id)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.task_id}>"
-
-
-class TaskHandle(HandleVerbs, Now):
-    """A task that was created: ``task_id``, and what can be done with it."""
-
-    def __init__(self, client: Now, session: Session, task_id: str) -> None:
-        self.task_id = task_id
-        self._client = client
-        self._session = session
-
-    def _do(self, step: Step) -> Answer | None:
-        return self._client._do(step)
-
-
-class AsyncTaskHandle(HandleVerbs, Later):
-    """A task that was created: ``task_id``, and what can be done with it."""
-
-    def __init__(self, client: Later, session: Session, task_id: str) -> None:
-        self.task_id = task_id
-        self._client = client
-        self._session = session
-
-    async def _do(self, step: Step) -> Answer | None:
-        return await self._client._do(step)
 
 
 class Verbs(Generic[H]):
@@ -130,7 +37,7 @@ class Verbs(Generic[H]):
 
     def handle(self, task_id: str) -> H:
         """A handle for a task that exists; nothing is asked."""
-        return self._handle(_checked(task_id))
+        return self._handle(calls.checked_id(task_id))
 
     @Verb
     def create_task(
@@ -170,7 +77,7 @@ class Verbs(Generic[H]):
                 "idempotency_key": idempotency_key,
             }
         )
-        answer = yield from self._session.ask(Request("POST", f"{PREFIX}/tasks", body=body))
+        answer = yield from self._session.ask(Request("POST", f"{calls.PREFIX}/tasks", body=body))
         return self._handle(model(answer.data, Created, answer.status).task_id)
 
     @Verb
@@ -193,7 +100,9 @@ class Verbs(Generic[H]):
         handles: list[H] = []
         for piece in bulk.pieces(tasks):
             try:
-                answer = yield from self._session.ask(Request("POST", f"{PREFIX}/tasks/batch", body=piece.body))
+                answer = yield from self._session.ask(
+                    Request("POST", f"{calls.PREFIX}/tasks/batch", body=piece.body)
+                )
             except ApiError as error:
                 raise bulk.moved(error, piece.start) from None
             task_ids = model(answer.data, CreatedMany, answer.status).task_ids
@@ -207,12 +116,12 @@ class Verbs(Generic[H]):
     @Verb
     def get_task(self, task_id: str) -> Steps[Task]:
         """The task as it is now. Raises NotFound."""
-        return get(self._session, task_id)
+        return calls.get(self._session, task_id)
 
     @Verb
     def wait(self, task_id: str, timeout: float | None = None) -> Steps[Task]:
         """The task, once it has ended. Raises WaitTimeout after ``timeout`` seconds; None: never."""
-        return wait(self._session, task_id, timeout)
+        return calls.wait(self._session, task_id, timeout)
 
     @Verb
     def list_tasks(
@@ -234,8 +143,8 @@ class Verbs(Generic[H]):
             limit: tasks on the page, 1 to 500; None: 50.
             cursor: the ``next_cursor`` of the page before.
         """
-        query = _query(status, task_type, worker_id, created_after, created_before, limit, cursor)
-        return page(self._session, query)
+        query = calls.task_query(status, task_type, worker_id, created_after, created_before, limit, cursor)
+        return calls.page(self._session, query)
 
     @Walk
     def iter_tasks(
@@ -249,9 +158,9 @@ class Verbs(Generic[H]):
         page_size: int | None = None,
     ) -> Pages:
         """All tasks, newest first, page after page as they are needed; ``page_size``: 1 to 500 at a time."""
-        query = _query(status, task_type, worker_id, created_after, created_before, page_size, None)
+        query = calls.task_query(status, task_type, worker_id, created_after, created_before, page_size, None)
         while True:
-            found = yield page(self._session, query)
+            found = yield calls.page(self._session, query)
             if found.next_cursor is None:
                 return
             query = {**query, "cursor": found.next_cursor}
@@ -262,7 +171,7 @@ class Verbs(Generic[H]):
 
         Repeated: the same. Raises Conflict when it has ended otherwise, NotFound.
         """
-        return cancel(self._session, task_id)
+        return calls.cancel(self._session, task_id)
 
     @Verb
     def retry_task(self, task_id: str) -> Steps[Task]:
@@ -270,34 +179,34 @@ class Verbs(Generic[H]):
 
         Sent again only if it surely was not carried out.
         """
-        return retry(self._session, task_id)
+        return calls.retry(self._session, task_id)
 
     @Verb
     def get_task_logs(self, task_id: str) -> Steps[list[TaskLog]]:
         """Its log, oldest first. Raises NotFound."""
-        return logs(self._session, task_id)
+        return calls.logs(self._session, task_id)
 
     @Verb
     def list_workers(self) -> Steps[list[Worker]]:
         """Who works."""
-        answer = yield from self._session.ask(Request("GET", f"{PREFIX}/workers"))
+        answer = yield from self._session.ask(Request("GET", f"{calls.PREFIX}/workers"))
         return model(answer.data, list[Worker], answer.status)
 
     @Verb
     def list_queues(self) -> Steps[Queues]:
         """What waits, by queue."""
-        answer = yield from self._session.ask(Request("GET", f"{PREFIX}/queues"))
+        answer = yield from self._session.ask(Request("GET", f"{calls.PREFIX}/queues"))
         return model(answer.data, Queues, answer.status)
 
     @Verb
     def list_task_types(self) -> Steps[list[TaskTypeSettings]]:
         """The settings of the types that were configured, or that a worker supports."""
-        return task_types(self._session)
+        return calls.task_types(self._session)
 
     @Verb
     def get_task_type(self, task_type: str) -> Steps[TaskTypeSettings]:
         """The settings of one type. Raises NotFound: nobody has configured it, and no worker supports it."""
-        for settings in (yield from task_types(self._session)):
+        for settings in (yield from calls.task_types(self._session)):
             if settings.task_type == task_type:
                 return settings
         raise NotFound(f"no task type {task_type[:128]}", 404)
@@ -315,7 +224,7 @@ class Verbs(Generic[H]):
         max_concurrent: int | msgspec.UnsetType | None = msgspec.UNSET,
         enabled: bool | msgspec.UnsetType = msgspec.UNSET,
     ) -> Steps[TaskTypeSettings]:
-        """Change what is given, and leave the rest; ``max_concurrent`` None is no cap. The settings as they are now."""
+        """Change what is given; ``max_concurrent`` None means no cap. The settings as they are now."""
         given = {
             "default_timeout": default_timeout,
             "default_max_retry": default_max_retry,
@@ -326,123 +235,16 @@ class Verbs(Generic[H]):
             "enabled": enabled,
         }
         body = bulk.dumps({name: value for name, value in given.items() if value is not msgspec.UNSET})
-        path = f"{PREFIX}/task-types/{_segment(task_type)}"
+        path = f"{calls.PREFIX}/task-types/{calls.segment(task_type)}"
         answer = yield from self._session.ask(Request("PUT", path, body=body))
         return model(answer.data, TaskTypeSettings, answer.status)
 
     @Verb
     def livez(self) -> Steps[Health]:
         """Whether the server is alive; asked once. Who cannot be reached is not."""
-        return health(self._session, "/livez")
+        return calls.health(self._session, "/livez")
 
     @Verb
     def readyz(self) -> Steps[Health]:
         """Whether the server should get requests; asked once."""
-        return health(self._session, "/readyz")
-
-
-def get(session: Session, task_id: str) -> Steps[Task]:
-    answer = yield from session.ask(Request("GET", _path(task_id)))
-    return model(answer.data, Task, answer.status)
-
-
-def wait(session: Session, task_id: str, timeout: float | None) -> Steps[Task]:
-    until = None if timeout is None else session.now() + timeout
-    path = _path(task_id)
-    while True:
-        asked = LONG_POLL if until is None else min(LONG_POLL, max(0.0, until - session.now()))
-        began = session.now()
-        request = Request("GET", path, {"wait": f"{asked:.3f}"}, extra=asked)
-        answer = yield from session.ask(request, until)
-        task = model(answer.data, Task, answer.status)
-        if task.is_ended:
-            return task
-        if until is not None and session.now() >= until:
-            raise WaitTimeout(task)
-        if session.now() - began < asked / 2:
-            yield Pause(EARLY)
-
-
-def result(session: Session, task_id: str, timeout: float | None) -> Steps[Any]:
-    task = yield from wait(session, task_id, timeout)
-    if task.status is not Status.SUCCESS:
-        raise end_of(task)
-    return task.result
-
-
-def cancel(session: Session, task_id: str) -> Steps[bool]:
-    request = Request("POST", _path(task_id, "/cancel"), extra=CANCEL_PATIENCE)
-    answer = yield from session.ask(request)
-    return answer.status != 202
-
-
-def retry(session: Session, task_id: str) -> Steps[Task]:
-    answer = yield from session.ask(Request("POST", _path(task_id, "/retry"), repeatable=False))
-    return model(answer.data, Task, answer.status)
-
-
-def logs(session: Session, task_id: str) -> Steps[list[TaskLog]]:
-    answer = yield from session.ask(Request("GET", _path(task_id, "/logs")))
-    return model(answer.data, list[TaskLog], answer.status)
-
-
-def page(session: Session, query: Mapping[str, str]) -> Steps[Page]:
-    answer = yield from session.ask(Request("GET", f"{PREFIX}/tasks", query))
-    return model(answer.data, Page, answer.status)
-
-
-def task_types(session: Session) -> Steps[list[TaskTypeSettings]]:
-    answer = yield from session.ask(Request("GET", f"{PREFIX}/task-types"))
-    return model(answer.data, list[TaskTypeSettings], answer.status)
-
-
-def health(session: Session, path: str) -> Steps[Health]:
-    try:
-        answer = yield from session.ask(Request("GET", path, retried=False))
-    except ApiError as error:
-        return Health(False, error.message)
-    except ConnectionFailed as error:
-        return Health(False, str(error))
-    said = answer.data.get("status") if isinstance(answer.data, dict) else None
-    return Health(True, str(said))
-
-
-def _path(task_id: str, rest: str = "") -> str:
-    return f"{PREFIX}/tasks/{_checked(task_id)}{rest}"
-
-
-def _checked(task_id: str) -> str:
-    """Anything else is no task's id, and could change what the path means. Raises NotFound."""
-    if not isinstance(task_id, str):
-        raise TypeError(f"task_id: must be a text, not {type(task_id).__name__}")
-    if not _ID.fullmatch(task_id):
-        raise NotFound(f"no task {task_id[:64]}", 404, 40401)
-    return task_id
-
-
-def _segment(name: str) -> str:
-    """One step of a path. Raises ValueError for those that mean another path."""
-    if name in ("", ".", ".."):
-        raise ValueError("task_type: must be 1 to 128 letters, digits or any of _ . : -")
-    return quote(name, safe="")
-
-
-def _query(
-    status: Status | str | None,
-    task_type: str | None,
-    worker_id: str | None,
-    created_after: datetime | str | None,
-    created_before: datetime | str | None,
-    limit: int | None,
-    cursor: str | None,
-) -> dict[str, str]:
-    given: dict[str, str | None] = {
-        "status": None if status is None else str(status),
-        "task_type": task_type,
-        "worker_id": worker_id,
-        "created_after": None if created_after is None else bulk.when("created_after", created_after),
-        "created_before": None if created_before is None else bulk.when("created_before", created_before),
-        "limit": None if limit is None else str(limit),
-        "cursor": cursor,
-    }
-    return {name: value for name, value in given.items() if value is not None}
+        return calls.health(self._session, "/readyz")
