@@ -7,7 +7,8 @@ from typing import Self
 
 import anyio.lowlevel
 
-from atm.client.fake_server import FakeServer, Handler
+from atm.client.fake_server import FakeServer
+from atm.client.fake_tasks import Handler
 from atm.client.handles import AsyncTaskHandle, TaskHandle
 from atm.client.sides import Later, Now
 from atm.client.verbs import Verbs

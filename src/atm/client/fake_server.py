@@ -7,27 +7,22 @@ one attempt after the other, when anybody looks; the others wait until the test 
 from __future__ import annotations
 
 import json
-import re
-import threading
 import uuid
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
 from atm.client import fake_checks as checks
-from atm.client.models import Task, TaskTypeSettings
-from atm.client.wire import Answer, Request, model
-from atm.errors import AtmError, NonRetryable
+from atm.client.fake_tasks import WORKER, FakeTasks, Handler, Row
+from atm.client.models import TaskTypeSettings
+from atm.client.wire import Answer, Request
+from atm.errors import AtmError
 from atm.task import QUEUES, REOPENABLE, TERMINAL, Status, TaskType, new_task_id
 
-WORKER = "fake-worker"
-MAX_LOOKS = 10_000
+MAX_LOOKS = 2_000
 """Waits for a task that nothing will end, before the fake says so."""
-
-Handler = Callable[[Task], Any]
 
 
 class _Refusal(Exception):
@@ -37,22 +32,7 @@ class _Refusal(Exception):
         self.errors = errors or []
 
 
-class _Row:
-    """A task: ``view`` as answers show it, and what they do not show; ``due``: seconds since 1970."""
-
-    def __init__(self, view: dict[str, Any], due: float, key: str | None) -> None:
-        self.view = view
-        self.due = due
-        self.key = key
-        self.logs: list[dict[str, Any]] = []
-        self.looks = 0
-
-    @property
-    def status(self) -> Status:
-        return Status(self.view["status"])
-
-
-class FakeServer:
+class FakeServer(FakeTasks):
     """What a fake client speaks with; several clients may speak with one.
 
     Args:
@@ -61,58 +41,15 @@ class FakeServer:
     """
 
     def __init__(self, handlers: Mapping[str, Handler] | None = None) -> None:
-        self.handlers = dict(handlers or {})
-        self._clock = datetime.now(UTC).timestamp()
-        self._rows: dict[str, _Row] = {}
-        self._keys: dict[str, _Row] = {}
-        self._types: dict[str, TaskType] = {}
+        super().__init__(handlers)
+        self._keys: dict[str, Row] = {}
         self._outages: list[AtmError] = []
-        self._lock = threading.RLock()
-
-    # what a test says
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass; what becomes due and has a handler runs."""
-        with self._lock:
-            self._clock += seconds
-            self._run_all()
 
     def refuse(self, error: AtmError, times: int = 1) -> None:
         """Let the next ``times`` requests end in this error, none of them carried out; clients may try again."""
         self._outages += [error] * times
 
-    def start(self, task_id: str, worker_id: str = WORKER) -> None:
-        """A worker begins with the task."""
-        with self._lock:
-            self._start(self._row(task_id), worker_id)
-
-    def progress(self, task_id: str, fraction: float, message: str | None = None) -> None:
-        """Its executor reports how far it is."""
-        self._running(task_id).view["progress"] = {"fraction": fraction, "message": message}
-
-    def succeed(self, task_id: str, result: Any = None) -> None:
-        """The task ends as SUCCESS."""
-        self._end(self._running(task_id), Status.SUCCESS, "Task succeeded", result=result)
-
-    def fail(self, task_id: str, message: str = "failed", kind: str = "Error") -> None:
-        """The task ends as FAILED, without a retry."""
-        self._fail(self._running(task_id), Status.FAILED, kind, message, retryable=False)
-
-    def time_out(self, task_id: str) -> None:
-        """The task ends as TIMEOUT, without a retry."""
-        row = self._running(task_id)
-        self._fail(row, Status.TIMEOUT, "Timeout", f"no end within {row.view['timeout']:g} s", retryable=False)
-
-    @property
-    def tasks(self) -> list[Task]:
-        """All tasks, oldest first."""
-        return [model(row.view, Task) for row in self._rows.values()]
-
     # what clients say
-
-    def now(self) -> float:
-        """The fake's clock: seconds since 1970."""
-        return self._clock
 
     def answer(self, request: Request) -> Answer:
         """What the real server would answer. Raises what ``refuse`` was given."""
@@ -192,7 +129,7 @@ class FakeServer:
             "success",
         )
 
-    def _create(self, fields: dict[str, Any], key_field: str) -> tuple[_Row, bool]:
+    def _create(self, fields: dict[str, Any], key_field: str) -> tuple[Row, bool]:
         key, payload = fields.get("idempotency_key"), fields.get("payload", {})
         if key is not None and (owner := self._keys.get(key)) is not None:
             if (owner.view["task_type"], owner.view["payload"]) != (fields["task_type"], payload):
@@ -206,7 +143,7 @@ class FakeServer:
             self._keys[key] = row
         return row, True
 
-    def _new_row(self, fields: dict[str, Any], payload: dict[str, Any], key: str | None) -> _Row:
+    def _new_row(self, fields: dict[str, Any], payload: dict[str, Any], key: str | None) -> Row:
         settings, due = self._type(fields["task_type"]), self._clock
         scheduled = None
         if "scheduled_at" in fields:
@@ -226,13 +163,13 @@ class FakeServer:
             "attempt": 0,
             "retry_count": 0,
         }
-        row = _Row(view, max(due, scheduled or due), key)
+        row = Row(view, max(due, scheduled or due), key)
         self._log(row, None, Status.PENDING, "Task created")
         return row
 
     # looking
 
-    def _row(self, task_id: str) -> _Row:
+    def _row(self, task_id: str) -> Row:
         if task_id not in self._rows:
             raise _Refusal(40401, f"no task {task_id[:64]}")
         return self._rows[task_id]
@@ -251,11 +188,7 @@ class FakeServer:
             return {**row.view, "pending_reason": self._pending_reason(row)}
         return row.view
 
-    def _has_a_future(self, row: _Row) -> bool:
-        kind = row.view["task_type"]
-        return row.status is Status.PENDING and kind in self.handlers and self._type(kind).enabled
-
-    def _pending_reason(self, row: _Row) -> str:
+    def _pending_reason(self, row: Row) -> str:
         if row.due > self._clock:
             return "retry_delay" if row.view["retry_count"] else "scheduled"
         if not self._type(row.view["task_type"]).enabled:
@@ -305,7 +238,7 @@ class FakeServer:
 
     # changing
 
-    def _cancel(self, row: _Row) -> tuple[int, Any, str]:
+    def _cancel(self, row: Row) -> tuple[int, Any, str]:
         if row.status in REOPENABLE - {Status.CANCELLED} or row.status is Status.SUCCESS:
             raise _Refusal(40901, f"the task is {row.status} and cannot be cancelled")
         if row.status is not Status.CANCELLED:
@@ -315,7 +248,7 @@ class FakeServer:
             self._end(row, Status.CANCELLED, "Task cancelled")
         return 200, None, "Task cancelled successfully"
 
-    def _retry(self, row: _Row) -> tuple[int, Any, str]:
+    def _retry(self, row: Row) -> tuple[int, Any, str]:
         if row.status not in REOPENABLE:
             text = f"the task is {row.status}; only FAILED, TIMEOUT and CANCELLED ones can be retried"
             raise _Refusal(40901, text)
@@ -325,95 +258,12 @@ class FakeServer:
         self._to_pending(row, 0, "Retry requested")
         return 200, dict(row.view), "Task will run again"
 
-    def _type(self, name: str) -> TaskType:
-        return self._types.get(name) or TaskType(task_type=name)
-
     def _put_type(self, name: str, fields: dict[str, Any]) -> Any:
         if reason := checks.task_type_reason(name):
             _refuse_if([("task_type", reason)])
         _refuse_if(checks.problems(fields, checks.SETTINGS))
         self._types[name] = msgspec.convert({**msgspec.to_builtins(self._type(name)), **fields}, TaskType)
         return msgspec.to_builtins(msgspec.convert(self._types[name], TaskTypeSettings, from_attributes=True))
-
-    # running
-
-    def _run_all(self) -> None:
-        while ready := [r for r in self._rows.values() if self._has_a_future(r) and r.due <= self._clock]:
-            for row in sorted(ready, key=lambda row: (-row.view["priority"], row.due)):
-                self._attempt(row)
-
-    def _attempt(self, row: _Row) -> None:
-        self._start(row, WORKER)
-        try:
-            result = self.handlers[row.view["task_type"]](model(row.view, Task))
-            json.dumps(result, allow_nan=False)
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises fails its attempt, as at a worker
-            retryable = not isinstance(error, NonRetryable)
-            self._fail(row, Status.FAILED, type(error).__name__, str(error), retryable=retryable)
-        else:
-            self._end(row, Status.SUCCESS, "Task succeeded", result=result)
-
-    def _start(self, row: _Row, worker_id: str) -> None:
-        if row.status is not Status.PENDING:
-            raise AssertionError(f"task {row.view['task_id']} is {row.status} and cannot start")
-        row.view["attempt"] += 1
-        row.view["worker_id"], row.view["started_at"] = worker_id, self._when(self._clock)
-        self._move(row, Status.PROCESSING, "Task assigned to worker")
-
-    def _running(self, task_id: str) -> _Row:
-        with self._lock:
-            row = self._row(task_id)
-            if row.status is Status.PENDING:
-                self._start(row, WORKER)
-            if row.status is not Status.PROCESSING:
-                raise AssertionError(f"task {task_id} is {row.status} and cannot end")
-            return row
-
-    def _fail(self, row: _Row, status: Status, kind: str, message: str, *, retryable: bool) -> None:
-        row.view["error"] = {"type": kind, "message": message or kind, "retryable": retryable}
-        if status is Status.FAILED:
-            self._log(row, None, None, f"{kind}: {message}", "ERROR")
-        if not retryable or row.view["retry_count"] >= row.view["max_retry"]:
-            self._end(row, status, f"{kind}: {message}")
-            return
-        self._move(row, status, f"{kind}: {message}")
-        delay = self._type(row.view["task_type"]).delay(row.view["retry_count"])
-        row.view["retry_count"] += 1
-        self._to_pending(
-            row, delay, f"Retry {row.view['retry_count']} of {row.view['max_retry']} in {delay:.2f} s"
-        )
-
-    def _end(self, row: _Row, status: Status, message: str, result: Any = None) -> None:
-        row.view["result"], row.view["completed_at"] = result, self._when(self._clock)
-        self._move(row, status, message)
-
-    def _to_pending(self, row: _Row, delay: float, message: str) -> None:
-        self._move(row, Status.PENDING, message, "RETRY")
-        row.view["worker_id"] = None
-        row.due = self._clock + delay
-
-    def _move(self, row: _Row, to: Status, message: str, log_type: str = "STATE_CHANGE") -> None:
-        self._log(row, row.status, to, message, log_type)
-        row.view["status"] = str(to)
-
-    def _log(
-        self, row: _Row, source: Status | None, to: Status | None, message: str, log_type: str = "STATE_CHANGE"
-    ) -> None:
-        entry: dict[str, Any] = {
-            "log_type": log_type,
-            "from_status": source,
-            "to_status": to,
-            "message": message,
-            "created_at": self._when(self._clock),
-        }
-        if row.view.get("worker_id"):
-            entry["worker_id"], entry["attempt"] = row.view["worker_id"], row.view["attempt"]
-        row.logs.append(entry)
-
-    @staticmethod
-    def _when(moment: float) -> str:
-        text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
-        return re.sub(r"\+00:00$", "Z", text)
 
 
 def _refuse_if(problems: checks.Problems) -> None:

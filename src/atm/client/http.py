@@ -29,36 +29,48 @@ class _Settings:
 
     def __init__(self, base_url: str | None, api_key: str | None, timeout: float) -> None:
         self.base_url = (base_url or os.environ.get("ATM_URL") or DEFAULT_URL).rstrip("/")
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"base_url: must be as http://host:port, not {self.base_url!r}")
+        _check_url(self.base_url)
         key = api_key if api_key is not None else os.environ.get("ATM_API_KEY")
         if key and not (key.isascii() and key.isprintable() and " " not in key):
             raise ValueError("api_key: must be printable ASCII without blanks")
         if not timeout > 0:
             raise ValueError("timeout: must be a number of seconds greater than 0")
         self.timeout = timeout
+        # Reading the certificates takes longer than all the rest; without https there is nobody to verify.
+        self.is_https = self.base_url.startswith("https:")
         self.headers = {"User-Agent": "atm-python", "Accept": "application/json"}
         if key:
             self.headers["Authorization"] = f"Bearer {key}"
 
-    def whole(self, request: Request) -> httpx.Request:
+    def whole(self, http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Request:
         """The request as httpx sends it."""
         headers = dict(self.headers)
         if request.body is not None:
             headers["Content-Type"] = "application/json"
-        seconds = httpx.Timeout(self.seconds(request), connect=self.timeout)
-        return httpx.Request(
+        return http.build_request(
             request.method,
             self.base_url + request.path,
             params=request.query or None,
             content=request.body,
             headers=headers,
-            extensions={"timeout": seconds.as_dict()},
+            timeout=httpx.Timeout(self.seconds(request), connect=self.timeout),
         )
 
     def seconds(self, request: Request) -> float:
         return self.timeout + request.extra
+
+
+def _check_url(url: str) -> None:
+    """Raises ValueError, without telling a password."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        parts, fits = urlsplit(""), False
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("base_url: must not hold a user or a password; use api_key")
+    if not fits or parts.query or parts.fragment:
+        raise ValueError(f"base_url: must be as http://host:port, not {url!r}")
 
 
 @contextmanager
@@ -96,7 +108,7 @@ class Client(Verbs[TaskHandle], Now):
         timeout: seconds that one request may take, from its beginning to the end of the answer.
         retries: how often a request is sent again that failed and may be repeated.
         retry_for: seconds after which a request is not sent again any more.
-        http: connections of your own making (proxies, certificates …); it is not closed with the client.
+        http: connections of your own making (proxies, certificates, headers …), which you close yourself.
     """
 
     def __init__(
@@ -112,7 +124,7 @@ class Client(Verbs[TaskHandle], Now):
         self._settings = _Settings(base_url, api_key, timeout)
         self._session = Session(retries, retry_for, time.monotonic)
         self._own = http is None
-        self._http = httpx.Client() if http is None else http
+        self._http = httpx.Client(verify=self._settings.is_https) if http is None else http
 
     def _handle(self, task_id: str) -> TaskHandle:
         return TaskHandle(self, self._session, task_id)
@@ -124,7 +136,7 @@ class Client(Verbs[TaskHandle], Now):
         seconds = self._settings.seconds(step)
         deadline = time.monotonic() + seconds
         with _translated(self._settings.base_url, seconds):
-            response = self._http.send(self._settings.whole(step), stream=True)
+            response = self._http.send(self._settings.whole(self._http, step), stream=True)
             try:
                 return _answer(response, self._body(response, deadline, seconds))
             finally:
@@ -170,7 +182,7 @@ class AsyncClient(Verbs[AsyncTaskHandle], Later):
         self._settings = _Settings(base_url, api_key, timeout)
         self._session = Session(retries, retry_for, anyio.current_time)
         self._own = http is None
-        self._http = httpx.AsyncClient() if http is None else http
+        self._http = httpx.AsyncClient(verify=self._settings.is_https) if http is None else http
 
     def _handle(self, task_id: str) -> AsyncTaskHandle:
         return AsyncTaskHandle(self, self._session, task_id)
@@ -181,7 +193,7 @@ class AsyncClient(Verbs[AsyncTaskHandle], Later):
             return None
         seconds = self._settings.seconds(step)
         with _translated(self._settings.base_url, seconds), anyio.move_on_after(seconds):
-            response = await self._http.send(self._settings.whole(step))
+            response = await self._http.send(self._settings.whole(self._http, step))
             return _answer(response, response.content)
         raise _late(self._settings.base_url, seconds)
 

@@ -79,9 +79,14 @@ class Session:
         retries: repetitions of one request at the most.
         retry_for: seconds after which none is begun any more.
         now: the driver's clock.
+
+    Raises ValueError, naming what cannot be.
     """
 
     def __init__(self, retries: int, retry_for: float, now: Callable[[], float]) -> None:
+        for name, value in (("retries", retries), ("retry_for", retry_for)):
+            if not value >= 0:
+                raise ValueError(f"{name}: must not be negative")
         self._retries = retries
         self._retry_for = retry_for
         self.now = now
