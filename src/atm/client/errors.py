@@ -2,7 +2,7 @@
 
 AtmError
 ├── ConnectionFailed           nobody there, the connection broke, or what answers does not speak HTTP
-├── RequestTimeout             no (whole) answer within `timeout`
+│   └── RequestTimeout         no whole answer within `timeout`
 ├── BadAnswer                  an answer that no atm server gives
 ├── ApiError                   the server said no: status, code, message, request_id, errors
 │   ├── InvalidRequest         400, 405, 413, 415, 422, 431; `errors` names the fields
