@@ -101,6 +101,14 @@ def own_imports(path: str, *, at_runtime: bool = False) -> set[str]:
     return {name for name in found if name == "atm" or name.startswith("atm.")}
 
 
+def test_the_public_names_are_there_when_they_are_asked_for() -> None:
+    for name in atm.__all__:
+        assert getattr(atm, name).__name__ == name
+        assert name in dir(atm)
+    with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
+        atm.Nobody  # noqa: B018
+
+
 def test_every_file_has_a_room() -> None:
     rooms = {room(module_of(path)) for path in files()} - {""}
     assert rooms == set(LAYER)

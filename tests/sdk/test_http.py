@@ -138,6 +138,13 @@ def test_a_retry_that_may_have_been_carried_out_is_not_sent_again(connect: Conne
         assert len(server.requests) == 1
 
 
+def test_a_cancel_that_takes_longer_says_so(connect: Connect) -> None:
+    with Rude(whole("202 Accepted", {"code": 0, "message": "Cancellation requested"}), fine()) as server:
+        client = connect(server.url)
+        assert client.cancel_task("x") is False
+        assert client.cancel_task("x") is True
+
+
 def test_a_piece_of_many_is_sent_again_as_it_was(connect: Connect) -> None:
     with Rude(bytes_only(b""), fine({"task_ids": ["a", "b"]})) as server:
         handles = connect(server.url).create_tasks([{"task_type": "echo"}] * 2)
