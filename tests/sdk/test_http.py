@@ -26,7 +26,9 @@ from async_task_manager import (
     RateLimited,
     RequestTimeout,
     ServerUnavailable,
+    WaitTimeout,
 )
+from atm.client.calls import WAITERS
 from sdk.kinds import REAL, client_of
 from sdk.rude import Rude, Say, bytes_only, drip, fine, hang, refusal, whole
 
@@ -161,6 +163,20 @@ def test_an_answer_with_too_few_ids_is_not_believed(connect: Connect) -> None:
         connect(server.url).create_tasks([{"task_type": "echo"}] * 2)
 
 
+async def test_those_who_wait_take_turns_when_there_are_many() -> None:
+    """The first look of the last one is short; who waits alone afterwards waits long."""
+    with Rude(fine({**TASK, "status": "PENDING"}), fine(TASK)) as server:
+        async with AsyncClient(server.url) as client:
+            client._session.waiting = 4 * WAITERS - 1
+            with pytest.raises(WaitTimeout):
+                await client.wait("x", timeout=0)
+            await client.wait("x")
+            client._session.waiting = 0
+            await client.wait("x")
+        asked = [request.split(b" ")[1].partition(b"=")[2] for request in server.requests]
+    assert asked == [b"0.000", b"1.250", b"30.000"]
+
+
 def test_waiting_goes_on_when_the_server_answers_early(connect: Connect) -> None:
     with Rude(fine({**TASK, "status": "PENDING"}), refusal("503 Away", "Retry-After: 0"), fine(TASK)) as server:
         assert connect(server.url).wait("x").status == "SUCCESS"
@@ -234,12 +250,13 @@ async def test_a_wait_is_cancelled_like_anything_else() -> None:
             assert scope.cancelled_caught
 
 
-async def test_many_may_wait_at_a_time() -> None:
+async def test_more_may_wait_than_there_are_connections() -> None:
     with Rude(fine(TASK)) as server:
         async with AsyncClient(server.url) as client, anyio.create_task_group() as group:
-            for _ in range(30):
+            for _ in range(WAITERS + 50):
                 group.start_soon(client.wait, "x")
-        assert len(server.requests) == 30
+        assert len(server.requests) == WAITERS + 50
+        assert server.connections <= WAITERS
 
 
 def test_threads_may_share_a_client() -> None:

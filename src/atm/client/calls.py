@@ -20,6 +20,12 @@ PREFIX = "/api/v1"
 LONG_POLL = 30.0
 """Seconds that the server is asked to wait at a time."""
 
+WAITERS = 100
+"""Calls that may wait on the server's side at a time, each at a connection of its own."""
+
+ROUND, SHORT_POLL = 5.0, 0.5
+"""Seconds: where more than those wait, each has its turn once a round, but no turn is shorter than this."""
+
 EARLY = 0.2
 """Seconds to pause when it answered before that: a node that is about to stop answers its waiters at once."""
 
@@ -37,8 +43,18 @@ def get(session: Session, task_id: str) -> Steps[Task]:
 def wait(session: Session, task_id: str, timeout: float | None) -> Steps[Task]:
     until = None if timeout is None else session.now() + timeout
     path = _path(task_id)
+    session.waiting += 1
+    try:
+        task = yield from _wait(session, path, until)
+    finally:
+        session.waiting -= 1
+    return task
+
+
+def _wait(session: Session, path: str, until: float | None) -> Steps[Task]:
     while True:
-        asked = LONG_POLL if until is None else min(LONG_POLL, max(0.0, until - session.now()))
+        turn = _turn(session.waiting)
+        asked = turn if until is None else min(turn, max(0.0, until - session.now()))
         began = session.now()
         request = Request("GET", path, {"wait": f"{asked:.3f}"}, extra=asked)
         answer = yield from session.ask(request, until)
@@ -49,6 +65,11 @@ def wait(session: Session, task_id: str, timeout: float | None) -> Steps[Task]:
             raise WaitTimeout(task)
         if session.now() - began < asked / 2:
             yield Pause(EARLY)
+
+
+def _turn(waiting: int) -> float:
+    """Seconds to wait at a time; where more than WAITERS wait, they take turns."""
+    return LONG_POLL if waiting <= WAITERS else max(SHORT_POLL, ROUND * WAITERS / waiting)
 
 
 def result(session: Session, task_id: str, timeout: float | None) -> Steps[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 import anyio
 import httpx
 
+from atm.client.calls import WAITERS
 from atm.client.errors import BadAnswer, ConnectionFailed, RequestTimeout
 from atm.client.handles import AsyncTaskHandle, TaskHandle
 from atm.client.sides import Later, Now
@@ -22,6 +24,11 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 TIMEOUT = 10.0
 RETRIES = 6
 RETRY_FOR = 30.0
+
+CALLS = 100
+"""Requests under way at a time, beside those that wait; further ones stand in line, which is not timed."""
+
+LIMITS = httpx.Limits(max_connections=CALLS + WAITERS, max_keepalive_connections=CALLS)
 
 
 class _Settings:
@@ -123,8 +130,9 @@ class Client(Verbs[TaskHandle], Now):
     ) -> None:
         self._settings = _Settings(base_url, api_key, timeout)
         self._session = Session(retries, retry_for, time.monotonic)
+        self._calls, self._waits = threading.Semaphore(CALLS), threading.Semaphore(WAITERS)
         self._own = http is None
-        self._http = httpx.Client(verify=self._settings.is_https) if http is None else http
+        self._http = httpx.Client(verify=self._settings.is_https, limits=LIMITS) if http is None else http
 
     def _handle(self, task_id: str) -> TaskHandle:
         return TaskHandle(self, self._session, task_id)
@@ -133,6 +141,10 @@ class Client(Verbs[TaskHandle], Now):
         if isinstance(step, Pause):
             time.sleep(step.seconds)
             return None
+        with self._waits if step.extra else self._calls:
+            return self._send(step)
+
+    def _send(self, step: Request) -> Answer:
         seconds = self._settings.seconds(step)
         deadline = time.monotonic() + seconds
         with _translated(self._settings.base_url, seconds):
@@ -181,8 +193,9 @@ class AsyncClient(Verbs[AsyncTaskHandle], Later):
     ) -> None:
         self._settings = _Settings(base_url, api_key, timeout)
         self._session = Session(retries, retry_for, anyio.current_time)
+        self._lines: tuple[anyio.CapacityLimiter, anyio.CapacityLimiter] | None = None
         self._own = http is None
-        self._http = httpx.AsyncClient(verify=self._settings.is_https) if http is None else http
+        self._http = httpx.AsyncClient(verify=self._settings.is_https, limits=LIMITS) if http is None else http
 
     def _handle(self, task_id: str) -> AsyncTaskHandle:
         return AsyncTaskHandle(self, self._session, task_id)
@@ -191,6 +204,12 @@ class AsyncClient(Verbs[AsyncTaskHandle], Later):
         if isinstance(step, Pause):
             await anyio.sleep(step.seconds)
             return None
+        if self._lines is None:
+            self._lines = anyio.CapacityLimiter(CALLS), anyio.CapacityLimiter(WAITERS)
+        async with self._lines[step.extra > 0]:
+            return await self._send(step)
+
+    async def _send(self, step: Request) -> Answer:
         seconds = self._settings.seconds(step)
         with _translated(self._settings.base_url, seconds), anyio.move_on_after(seconds):
             response = await self._http.send(self._settings.whole(self._http, step))

@@ -42,6 +42,8 @@ class Now:
         except StopIteration as end:
             value: T = end.value
             return value
+        finally:
+            steps.close()
 
     def _iterate(self, pages: Pages) -> Iterator[Task]:
         try:
@@ -73,6 +75,8 @@ class Later:
         except StopIteration as end:
             value: T = end.value
             return value
+        finally:
+            steps.close()
 
     async def _iterate(self, pages: Pages) -> AsyncIterator[Task]:
         try:

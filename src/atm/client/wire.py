@@ -73,7 +73,7 @@ Steps: TypeAlias = Generator[Step, Answer | None, T]
 
 
 class Session:
-    """Sends requests again and again, within reason.
+    """Sends requests again and again, within reason; ``waiting``: calls that wait for a task to end.
 
     Args:
         retries: repetitions of one request at the most.
@@ -90,6 +90,7 @@ class Session:
         self._retries = retries
         self._retry_for = retry_for
         self.now = now
+        self.waiting = 0
 
     def ask(self, request: Request, until: float | None = None) -> Steps[Success]:
         """The server's answer; ``until``: no repetition is begun later. Raises AtmError."""
