@@ -17,7 +17,7 @@ from atm import NonRetryable
 from running import PATIENCE
 
 REAL = ("sync", "trio", "asyncio")
-FAKE = ("fake", "fake-trio", "fake-asyncio")
+FAKE = ("fake", "fake-trio")
 
 TASKS = """
 from atm import NonRetryable, executes

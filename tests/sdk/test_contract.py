@@ -90,32 +90,30 @@ def test_creates_without_a_key_make_a_task_each(client: Any, kind_of_task: str) 
     assert {task.task_id for task in client.list_tasks(task_type=kind_of_task)} == made
 
 
-@pytest.mark.parametrize(
-    ("fields", "wrong"),
-    [
-        ({"task_type": "two words"}, ["task_type"]),
-        ({"task_type": ""}, ["task_type"]),
-        ({"task_type": "echo", "priority": 2}, ["priority"]),
-        ({"task_type": "echo", "priority": True}, ["priority"]),
-        ({"task_type": "echo", "payload": [1]}, ["payload"]),
-        ({"task_type": "echo", "timeout": 0, "max_retry": 101}, ["max_retry", "timeout"]),
-        ({"task_type": "echo", "delay": -1}, ["delay"]),
-        ({"task_type": "echo", "scheduled_at": "tomorrow"}, ["scheduled_at"]),
-        ({"task_type": "echo", "delay": 1, "scheduled_at": "2040-01-01T00:00:00Z"}, ["scheduled_at"]),
-        ({"task_type": "echo", "idempotency_key": "a\nb"}, ["idempotency_key"]),
-    ],
-)
-def test_a_refused_create_says_which_fields_are_wrong(
-    client: Any, fields: dict[str, Any], wrong: list[str]
-) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        client.create_task(**fields)
-    assert (caught.value.status, caught.value.code, fields_of(caught)) == (422, 42201, wrong)
-    assert caught.value.request_id
-    assert wrong[0] in str(caught.value) or wrong[-1] in str(caught.value)
-    with pytest.raises(InvalidRequest) as caught:
-        client.create_tasks([{"task_type": "echo"}, fields])
-    assert fields_of(caught) == [f"tasks[1].{name}" for name in wrong]
+REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"task_type": "two words"}, ["task_type"]),
+    ({"task_type": ""}, ["task_type"]),
+    ({"task_type": "echo", "priority": 2}, ["priority"]),
+    ({"task_type": "echo", "priority": True}, ["priority"]),
+    ({"task_type": "echo", "payload": [1]}, ["payload"]),
+    ({"task_type": "echo", "timeout": 0, "max_retry": 101}, ["max_retry", "timeout"]),
+    ({"task_type": "echo", "delay": -1}, ["delay"]),
+    ({"task_type": "echo", "scheduled_at": "tomorrow"}, ["scheduled_at"]),
+    ({"task_type": "echo", "delay": 1, "scheduled_at": "2040-01-01T00:00:00Z"}, ["scheduled_at"]),
+    ({"task_type": "echo", "idempotency_key": "a\nb"}, ["idempotency_key"]),
+]
+
+
+def test_a_refused_create_says_which_fields_are_wrong(client: Any) -> None:
+    for fields, wrong in REFUSED:
+        with pytest.raises(InvalidRequest) as caught:
+            client.create_task(**fields)
+        assert (caught.value.status, caught.value.code, fields_of(caught)) == (422, 42201, wrong)
+        assert caught.value.request_id
+        assert any(name in str(caught.value) for name in wrong)
+        with pytest.raises(InvalidRequest) as caught:
+            client.create_tasks([{"task_type": "echo"}, fields])
+        assert fields_of(caught) == [f"tasks[1].{name}" for name in wrong]
 
 
 def test_a_payload_that_is_too_deep_or_too_large_is_refused(client: Any) -> None:
@@ -225,20 +223,20 @@ def test_a_list_has_what_was_asked_for(client: Any, kind_of_task: str) -> None:
     assert [t.task_id for t in client.iter_tasks(task_type=kind_of_task, page_size=1)] == made[::-1]
 
 
-@pytest.mark.parametrize(
-    ("query", "wrong"),
-    [
-        ({"status": "DONE"}, "status"),
-        ({"limit": 501}, "limit"),
-        ({"limit": 0}, "limit"),
-        ({"cursor": "???"}, "cursor"),
-        ({"created_after": "yesterday"}, "created_after"),
-    ],
-)
-def test_a_list_that_cannot_be_is_refused(client: Any, query: dict[str, Any], wrong: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        client.list_tasks(**query)
-    assert (caught.value.code, fields_of(caught)) == (42201, [wrong])
+def test_a_list_that_cannot_be_is_refused(client: Any) -> None:
+    queries: dict[str, list[Any]] = {
+        "status": ["DONE"],
+        "limit": [501, 0],
+        "cursor": ["???"],
+        "created_after": ["yesterday"],
+        "created_before": [""],
+        "worker_id": ["two words"],
+    }
+    for name, values in queries.items():
+        for value in values:
+            with pytest.raises(InvalidRequest) as caught:
+                client.list_tasks(**{name: value})
+            assert (caught.value.code, fields_of(caught)) == (42201, [name])
 
 
 # cancel, fail, retry

@@ -228,7 +228,6 @@ def test_a_proxy_speaks_in_its_own_way(status: int, kind: type[ApiError]) -> Non
     assert (caught.value.status, caught.value.code, caught.value.retry_after) == (status, None, 2.0)
 
 
-@pytest.mark.parametrize("status", [200, 201, 204, 301, 302, 304, 404, 409, 422])
 @pytest.mark.parametrize(
     "body",
     [
@@ -248,10 +247,11 @@ def test_a_proxy_speaks_in_its_own_way(status: int, kind: type[ApiError]) -> Non
     ],
     ids=range(13),
 )
-def test_what_no_server_of_ours_says_is_a_bad_answer(status: int, body: bytes) -> None:
-    with pytest.raises(BadAnswer) as caught:
-        read(Answer(status, {"content-type": "text/html"}, body))
-    assert caught.value.status == status
+def test_what_no_server_of_ours_says_is_a_bad_answer(body: bytes) -> None:
+    for status in (200, 201, 204, 301, 302, 304, 404, 409, 422):
+        with pytest.raises(BadAnswer) as caught:
+            read(Answer(status, {"content-type": "text/html"}, body))
+        assert caught.value.status == status
 
 
 @given(st.integers(100, 999), st.binary() | st.text().map(str.encode))
