@@ -92,6 +92,7 @@ def types(session: nox.Session) -> None:
     """Strict types."""
     session.install(".[types]")
     session.run("mypy", *session.posargs)
+    session.run("mypy", "tests/sdk/user_types.py")
 
 
 @nox.session

@@ -25,6 +25,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+import async_task_manager
 from atm import cli
 from atm import config as configuration
 from atm.api import answer, health, tasks
@@ -85,10 +86,13 @@ class Reader:
         self._node: subprocess.Popen[bytes] | None = None
         self._said = ""
         self._task_id = ""
+        self._program = ""
 
     def follow(self, block: Block) -> None:
         if block.mark == "answers":
             assert_alike(json.loads(block.text), json.loads(self._said))
+        elif block.language == "python" and not block.text.startswith("# "):
+            self._program += block.text
         elif block.language != "bash":
             first = block.text.partition("\n")[0]
             (self._folder / first.removeprefix("# ")).write_text(block.text, encoding="utf-8")
@@ -118,6 +122,16 @@ class Reader:
         with contextlib.suppress(httpx.TransportError):
             return httpx.get(f"http://127.0.0.1:{self._api}/readyz").status_code == 200
         return False
+
+    def finish(self) -> None:
+        """The examples of a page that are one program are run as such, at its end."""
+        if self._program:
+            if self._node is None:
+                self.start(".venv/bin/python -m atm")
+            program = self._program.replace("localhost:8080", f"127.0.0.1:{self._api}")
+            (self._folder / "program.py").write_text(program, encoding="utf-8")
+            self._run(".venv/bin/python program.py")
+        self.stop()
 
     def stop(self) -> None:
         if self._node is not None:
@@ -186,12 +200,19 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 def test_the_examples_of_a_page_work_in_their_order(page: Path, reader: Reader) -> None:
     for block in marked_blocks(page):
         reader.follow(block)
-    reader.stop()
+    reader.finish()
     assert "Traceback" not in reader.log()
 
 
 def test_pages_with_examples_have_them_tried() -> None:
-    named = {"README.md", "README.zh-CN.md", "docs/quickstart.md", "docs/extensibility.md", "docs/operations.md"}
+    named = {
+        "README.md",
+        "README.zh-CN.md",
+        "docs/quickstart.md",
+        "docs/python-sdk.md",
+        "docs/extensibility.md",
+        "docs/operations.md",
+    }
     assert {name_of(page) for page in STORIES} >= named
 
 
@@ -354,6 +375,16 @@ async def test_metrics_that_are_spoken_of_exist() -> None:
 def test_every_setting_of_a_task_type_is_explained() -> None:
     explained = table_names((DOCS / "extensibility.md").read_text(encoding="utf-8"), "Task types")
     assert explained == {*TaskType.__struct_fields__} - {"task_type"}
+
+
+def test_every_verb_and_every_error_of_the_sdk_is_explained() -> None:
+    page = (DOCS / "python-sdk.md").read_text(encoding="utf-8")
+    verbs = {name for name in dir(async_task_manager.Client) if not name.startswith("_")} - {"close"}
+    assert {name.partition("(")[0] for name in table_names(page, "Verbs")} >= verbs
+    assert table_names(page, "A client") >= set(inspect.signature(async_task_manager.Client).parameters)
+    kinds = [getattr(async_task_manager, name) for name in async_task_manager.__all__]
+    errors = {kind.__name__ for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)}
+    assert errors <= set(re.findall(r"\w+", page.partition("## Errors")[2].split("```")[1]))
 
 
 def test_every_state_is_in_the_diagram_and_in_the_glossary() -> None:

@@ -17,8 +17,8 @@ SRC = Path(atm.__file__).parent
 LAYERS = [
     # Words and facts.
     {"task", "errors", "config", "flag", "health", "imports", "logs", "serial", "lane"},
-    # Contracts; and the metrics, whose gauges are read through the coordinator's.
-    {"executor", "store", "coordinator", "metrics"},
+    # Contracts; the metrics, whose gauges are read through the coordinator's; the SDK, which knows words.
+    {"executor", "store", "coordinator", "metrics", "client"},
     # Each implements one contract; they do not know each other.
     {"executors", "stores", "coordinators"},
     # They use contracts, and know neither each other nor the implementations.
@@ -31,12 +31,13 @@ IMPLEMENTATIONS, USERS = 2, 3
 
 EVERYWHERE = {"trio", "msgspec"}
 HOMES: dict[str, str | tuple[str, ...]] = {
+    "anyio": ("client/http.py", "client/fake.py"),
     "click": "cli.py",
     "cryptography": "stores/mysql_driver.py",
     "fcntl": "stores/sqlite.py",
     "h11": "api/server.py",
     "httpcore": "executors/http_transport.py",
-    "httpx": "executors/http",
+    "httpx": ("executors/http", "client/http.py"),
     "hypercorn": "api/server.py",
     "outcome": "serial.py",
     "prometheus_client": "metrics.py",
@@ -52,6 +53,7 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "yaml": "config.py",
 }
 WITHOUT_TRIO = ["task.py", "errors.py", "config.py", "logs.py", "metrics.py", "stores/decide.py"]
+SERVERLESS = {"atm.client", "atm.errors", "atm.task"}
 
 
 @cache
@@ -98,6 +100,14 @@ def imports(path: str, *, at_runtime: bool = False) -> Iterator[str]:
 def own_imports(path: str, *, at_runtime: bool = False) -> set[str]:
     found = imports(path, at_runtime=at_runtime)
     return {name for name in found if name == "atm" or name.startswith("atm.")}
+
+
+def test_the_public_names_are_there_when_they_are_asked_for() -> None:
+    for name in atm.__all__:
+        assert getattr(atm, name).__name__ == name
+        assert name in dir(atm)
+    with pytest.raises(AttributeError, match="no attribute 'Nobody'"):
+        atm.Nobody  # noqa: B018
 
 
 def test_every_file_has_a_room() -> None:
@@ -153,6 +163,11 @@ def test_each_home_is_lived_in(driver: str) -> None:
 @pytest.mark.parametrize("path", WITHOUT_TRIO)
 def test_what_is_pure_does_not_know_trio(path: str) -> None:
     assert "trio" not in set(imports(path))
+
+
+@pytest.mark.parametrize("path", [path for path in files() if path.startswith("client/")])
+def test_the_sdk_knows_nothing_of_the_server(path: str) -> None:
+    assert {".".join(name.split(".")[:2]) for name in own_imports(path)} <= SERVERLESS
 
 
 def calls(name: str) -> set[str]:

@@ -1,8 +1,38 @@
-"""atm: durable asynchronous tasks on a Trio structured-concurrency runtime."""
+"""atm: durable asynchronous tasks on a Trio structured-concurrency runtime.
 
-from atm.errors import NonRetryable, RetryLater
-from atm.executor import Context, Executor, TaskResult, executes
-from atm.node import Node
-from atm.task import Task
+The names are imported when they are asked for: who only wants the client does not load the server.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atm.errors import NonRetryable, RetryLater
+    from atm.executor import Context, Executor, TaskResult, executes
+    from atm.node import Node
+    from atm.task import Task
 
 __all__ = ["Context", "Executor", "Node", "NonRetryable", "RetryLater", "Task", "TaskResult", "executes"]
+
+_HOMES = {
+    "Context": "atm.executor",
+    "Executor": "atm.executor",
+    "Node": "atm.node",
+    "NonRetryable": "atm.errors",
+    "RetryLater": "atm.errors",
+    "Task": "atm.task",
+    "TaskResult": "atm.executor",
+    "executes": "atm.executor",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
