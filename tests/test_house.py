@@ -32,9 +32,9 @@ IMPLEMENTATIONS, USERS = 2, 3
 EVERYWHERE = {"trio", "msgspec"}
 HOMES: dict[str, str | tuple[str, ...]] = {
     "anyio": ("client/http.py", "client/fake.py"),
-    "click": "cli.py",
+    "click": "cli/",
     "cryptography": "stores/mysql_driver.py",
-    "fcntl": "stores/sqlite.py",
+    "fcntl": ("stores/sqlite.py", "stores/sqlite_survey.py"),
     "h11": "api/server.py",
     "httpx": ("client/http.py",),
     "hypercorn": "api/server.py",
@@ -43,9 +43,10 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "quart": "api/",
     "quart_trio": "api/",
     "redis": "coordinators/redis_wire.py",
+    "rich": ("cli/live.py", "cli/say.py"),
     "signal": "nursery/signals.py",
     "smtplib": "executors/email.py",
-    "sqlite3": "stores/sqlite.py",
+    "sqlite3": ("stores/sqlite.py", "stores/sqlite_survey.py"),
     "ssl": ("coordinators/redis_wire.py", "executors/email.py", "stores/mysql_driver.py"),
     "trio_mysql": "stores/mysql_driver.py",
     "werkzeug": "api/app.py",
