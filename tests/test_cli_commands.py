@@ -164,6 +164,16 @@ def test_what_the_server_refuses_is_told_field_by_field() -> None:
     assert "max_retry: " in told.stderr
 
 
+@pytest.mark.parametrize("arguments", [["echo", "-p", '{"a": "\\ud800"}'], ["echo\udcff"]])
+def test_what_is_no_text_is_a_wrong_use(arguments: list[str]) -> None:
+    told = run("submit", *arguments, code=2)
+    assert (told.stdout, len(told.stderr.splitlines())) == ("", 1)
+
+
+def test_an_address_with_a_path_that_the_server_does_not_know_is_refused(site: Site) -> None:
+    assert "not found" in run("ls", "--url", f"{site.url}/elsewhere", code=5).stderr
+
+
 def test_waiting_tells_by_its_code_how_the_task_ended() -> None:
     assert "SUCCESS" in run("submit", "echo", "--wait").stdout
     broken = run("submit", "breaks", "--wait", code=1).stdout
@@ -293,6 +303,7 @@ def test_types_are_listed_and_set() -> None:
     assert (shy["max_concurrent"], shy["enabled"], shy["retry_delay"]) == (None, True, 60)
     assert documents("types") == documents("types", "list")
     assert "nothing to change" in run("types", "set", "shy", code=2).stderr
+    assert "--backoff-rate" in run("types", "set", "shy", "--backoff-rate", "nan", code=2).stderr
     assert "backoff_rate" in run("types", "set", "shy", "--backoff-rate", "0", code=5).stderr
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -139,6 +140,19 @@ class _Cap(click.ParamType):  # type: ignore[type-arg]  # generic in newer versi
             self.fail(f"expected a number, or none, got {value!r}", param, ctx)
 
 
+class _Number(click.ParamType):  # type: ignore[type-arg]  # as above
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(f"expected a number, got {value!r}", param, ctx)
+        return number
+
+
 @types.command("set")
 @click.argument("task_type", metavar="TYPE")
 @click.option("--enable/--disable", "enabled", default=None, help="Disabled: its tasks wait.")
@@ -147,7 +161,7 @@ class _Cap(click.ParamType):  # type: ignore[type-arg]  # generic in newer versi
 @click.option("--max-retry", "default_max_retry", type=int, help="Likewise.")
 @click.option("--retry-strategy", type=click.Choice([*RetryStrategy], case_sensitive=False))
 @click.option("--retry-delay", type=SECONDS, help="Before the first retry.")
-@click.option("--backoff-rate", type=float, help="Each delay is so many times the one before.")
+@click.option("--backoff-rate", type=_Number(), help="Each delay is so many times the one before.")
 @asks
 def set_type(
     asker: Asker, task_type: str, max_concurrent: tuple[int | None, ...], as_json: bool, **given: Any

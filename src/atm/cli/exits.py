@@ -30,6 +30,9 @@ EXIT_CONFIG = 78
 EXIT_WAITED = 124
 """As of timeout(1)."""
 
+NO_PATH = 40402
+"""The code of the answer to a path that the server does not know: docs/api.md."""
+
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 """As a shell sees who SIGINT or SIGPIPE has ended."""
@@ -47,6 +50,10 @@ def guarded() -> Iterator[None]:
     except AtmError as error:
         click.echo(f"atm: {in_words(error)}", err=True)
         raise SystemExit(code_of(error)) from None
+    except UnicodeEncodeError:
+        # An argument of stray bytes, or an escaped half of a character in a payload.
+        click.echo("atm: what is given holds something that is no text in Unicode", err=True)
+        raise SystemExit(EXIT_USAGE) from None
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
     except OSError as error:
@@ -72,6 +79,8 @@ def code_of(error: AtmError) -> int:
     # Late: it brings httpx along, which who only serves does not need.
     from atm import client
 
+    if getattr(error, "code", None) == NO_PATH:
+        return EXIT_REFUSED
     codes: list[tuple[type[AtmError], int]] = [
         (client.NotFound, EXIT_NOT_FOUND),
         (client.Conflict, EXIT_CONFLICT),
