@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import httpx
 import msgspec
 import pytest
@@ -26,9 +27,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import async_task_manager
-from atm import cli
 from atm import config as configuration
 from atm.api import answer, health, tasks
+from atm.cli import COMMANDS, checks, doctor, exits, main, nodes
 from atm.config import Config
 from atm.coordinators import redis, redis_link
 from atm.coordinators.local import LocalCoordinator
@@ -82,6 +83,8 @@ class Reader:
             "ATM_SERVER__PORT": str(self._api),
             "ATM_METRICS__PORT": str(self._metrics),
             "no_proxy": "*",
+            # Where the command is, as in an activated environment.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         self._node: subprocess.Popen[bytes] | None = None
         self._said = ""
@@ -304,18 +307,57 @@ def test_every_setting_is_explained() -> None:
 
 
 def test_every_option_is_explained() -> None:
-    options = {name for parameter in cli.serve.params for name in parameter.opts}
+    options = {name for parameter in nodes.serve.params for name in parameter.opts}
     explained = {name.split()[0] for name in table_names(OPERATIONS, "Running it")}
     assert {name for name in explained if name.startswith("--")} == options
+
+
+def options_of(command: click.Command) -> set[str]:
+    """All its options, those of its own commands included, but for those that every command has."""
+    found = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    for inner in getattr(command, "commands", {}).values():
+        found |= options_of(inner)
+    common = {"--url", "--api-key-file", "--config", "--json"}
+    return {name for name in found if name.startswith("-")} - common
+
+
+def test_every_command_is_explained_with_its_options_and_codes() -> None:
+    page = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    context = click.Context(main)
+    assert {name for cell in table_names(page, "Command line") for name in cell.split()[1:2]} == set(COMMANDS)
+    for heading, name in (("Submit", "submit"), ("Look", "ls"), ("Task types", "types")):
+        command = main.get_command(context, name)
+        assert command is not None
+        assert {word for word in table_names(page, heading) if word.startswith("-")} == options_of(command)
+    codes = {value for name, value in vars(exits).items() if name.startswith("EXIT_")}
+    rows = re.findall(r"^\| (\d+) \|", page, re.MULTILINE)
+    assert {int(code) for code in rows} == codes | {0}
+    checked = set(re.findall(r'Finding\(\s*"(\w+)"', inspect.getsource(checks) + inspect.getsource(doctor)))
+    assert table_names(page, "The doctor") == checked
+
+
+def test_every_example_of_a_command_can_be_understood() -> None:
+    """The more of them for which it would take too long to run them, too."""
+    text = "".join(re.findall(r"^```bash\n(.*?)^```$", (DOCS / "command-line.md").read_text("utf-8"), re.M | re.S))
+    found = re.findall(r"(?:^|\| |\(|if |=\S+ )atm (.*?)(?= > | \| |\)\"?|; then| +#|$)", text, re.MULTILINE)
+    assert len(found) > 30
+    context = click.Context(main)
+    for line in found:
+        # What another command prints stands for an id.
+        words = shlex.split(re.sub(r'"\$.*', "an-id", line))
+        _, command, rest = main.resolve_command(context, words)
+        assert command is not None
+        command.make_context("atm", rest)
+    assert {line.split()[0] for line in found} >= set(COMMANDS) - {"serve", "migrate", "key"}
 
 
 def test_every_exit_code_is_explained() -> None:
     codes = {
         0,
         2,
-        cli.EXIT_UNAVAILABLE,
-        cli.EXIT_DAMAGED,
-        cli.EXIT_CONFIG,
+        exits.EXIT_UNAVAILABLE,
+        exits.EXIT_DAMAGED,
+        exits.EXIT_CONFIG,
         supervisor.STUCK_EXIT,
         watchdog.OUTLIVED_EXIT,
         signals.OVERTIME_EXIT,

@@ -29,6 +29,8 @@ MIN_LEADER_TTL = 0.3
 
 LIST_KEYS = frozenset({"executors", "worker.supported_types", "server.allowed_hosts", "server.api_keys"})
 SECRET_KEYS = frozenset({"password", "api_keys", "url", "hash"})
+SECRET_WORDS = re.compile(r"pass|secret|token|credential|(^|_)key", re.IGNORECASE)
+"""In names of the executors' own settings; better too many stars than one too few."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -213,7 +215,7 @@ def masked(config: Config) -> dict[str, Any]:
 
     def mask(value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: "***" if name in SECRET_KEYS and item else mask(item) for name, item in value.items()}
+            return {name: "***" if _is_secret(name) and item else mask(item) for name, item in value.items()}
         return [mask(item) for item in value] if isinstance(value, list) else value
 
     # float() of a Duration: the encoder knows no subclasses.
@@ -222,6 +224,15 @@ def masked(config: Config) -> dict[str, Any]:
     # Of the node's own keys all but the hash may be known.
     shown["server"]["api_keys"] = mask(plain["server"]["api_keys"])
     return shown
+
+
+def _is_secret(name: str) -> bool:
+    return name in SECRET_KEYS or SECRET_WORDS.search(name) is not None
+
+
+def to_yaml(settings: Mapping[str, Any]) -> str:
+    """Settings as they can stand in a config.yaml."""
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Node:
         """
         if not self._is_cluster:
             raise ConfigError("database.driver", "the embedded store needs no migration")
-        return await MySqlStore(self._address()).migrate()
+        return await MySqlStore(address_of(self.config.database)).migrate()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be a node until SIGTERM, SIGINT or ``stop``; started when ready to serve.
@@ -162,28 +162,18 @@ class Node:
         on_commit = metrics.store_latency.observe
         if not self._is_cluster:
             return SqliteStore(database.path, on_commit=on_commit)
-        return MySqlStore(self._address(), pool_size=database.pool_size, boot_id=boot_id, on_commit=on_commit)
-
-    def _address(self) -> Address:
-        database = self.config.database
-        return Address(
-            host=database.host or "127.0.0.1",
-            port=database.port or MYSQL_PORT,
-            user=database.user or "root",
-            password=database.password or "",
-            database=database.database or "task_manager",
-            socket=database.socket,
-            tls=database.tls or database.tls_ca is not None,
-            tls_ca=database.tls_ca,
+        return MySqlStore(
+            address_of(self.config.database), pool_size=database.pool_size, boot_id=boot_id, on_commit=on_commit
         )
 
     def _coordinator(self) -> Coordinator:
         if not self._is_cluster:
             return LocalCoordinator()
-        redis, scheduler = self.config.redis, self.config.scheduler
-        settings = RedisSettings(addr=redis.addr, password=redis.password or None, db=redis.db, url=redis.url)
+        scheduler = self.config.scheduler
         return RedisCoordinator(
-            settings, leader_ttl=scheduler.leader_lock_ttl, renew_interval=scheduler.leader_renew_interval
+            redis_of(self.config.redis),
+            leader_ttl=scheduler.leader_lock_ttl,
+            renew_interval=scheduler.leader_renew_interval,
         )
 
     def _api(self, parts: Parts) -> AsgiApp:
@@ -240,7 +230,7 @@ class Node:
         """What the operator should know of a node that has started."""
         api = self._reachable("api")
         database = self.config.database
-        data = str(self._address()) if self._is_cluster else str(Path(database.path).absolute())
+        data = str(address_of(self.config.database)) if self._is_cluster else str(Path(database.path).absolute())
         key = """ -H "X-API-Key: $ATM_API_KEY\"""" if self.config.server.api_keys else ""
         lines = [
             f"{self.config.app.name} is ready",
@@ -262,6 +252,25 @@ class Node:
                 "Ctrl-C stops it; what runs may finish first.",
             ]
         return "\n".join(lines)
+
+
+def address_of(database: configuration.Database) -> Address:
+    """Where the cluster's database is."""
+    return Address(
+        host=database.host or "127.0.0.1",
+        port=database.port or MYSQL_PORT,
+        user=database.user or "root",
+        password=database.password or "",
+        database=database.database or "task_manager",
+        socket=database.socket,
+        tls=database.tls or database.tls_ca is not None,
+        tls_ca=database.tls_ca,
+    )
+
+
+def redis_of(redis: configuration.Redis) -> RedisSettings:
+    """Where the cluster's Redis is."""
+    return RedisSettings(addr=redis.addr, password=redis.password or None, db=redis.db, url=redis.url)
 
 
 def _bind(

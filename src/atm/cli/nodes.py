@@ -1,43 +1,24 @@
-"""The command line. ``serve`` runs a node; it is what ``python -m atm`` does."""
+"""Commands of who runs nodes: serve, migrate, key. What makes a node is imported when one is made."""
 
 from __future__ import annotations
 
 import json
-import sys
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 import trio
 
 from atm import config as configuration
-from atm.api import keys
-from atm.errors import AtmError, ConfigError, StoreDamaged, WorkerIdTaken
-from atm.node import Node
+from atm.cli.ask import config_option, json_option
+from atm.errors import ConfigError
 
-EXIT_UNAVAILABLE = 69
-EXIT_DAMAGED = 74
-EXIT_CONFIG = 78
-"""sysexits.h: what is needed is not to be had (port, file, lock); the data is damaged; the settings are wrong."""
+if TYPE_CHECKING:
+    from atm.node import Node
 
 
-class _ServeByDefault(click.Group):
-    """Without a command it is ``serve``, whose options may then stand alone."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own = ("-h", "--help", "--version")
-        if not args or (args[0].startswith("-") and args[0] not in own):
-            args = ["serve", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_ServeByDefault, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="async-task-manager", prog_name="atm")
-def main() -> None:
-    """atm runs asynchronous tasks: durable, cancellable, on Trio. Without a command it is ``serve``."""
-
-
-@main.command()
-@click.option("--config", "config_path", type=click.Path(), help="The config file (default ./config.yaml).")
+@click.command()
+@config_option
 @click.option("--host", help="Address of the API.")
 @click.option("--port", type=int, help="Port of the API.")
 @click.option("--metrics-port", type=int, help="Port of the metrics.")
@@ -63,35 +44,44 @@ def serve(
         "log.level": log_level,
     }
     given = {key: value for key, value in flags.items() if value is not None}
-    try:
-        node = Node(configuration.load(config_path, flags=given))
-        trio.run(partial(node.run, task_status=_Announcement(node)))
-    except AtmError as error:
-        sys.exit(_report(error))
+    from atm.node import Node
+
+    node = Node(configuration.load(config_path, flags=given))
+    trio.run(partial(node.run, task_status=_Announcement(node)))
 
 
-@main.command()
-@click.option("--config", "config_path", type=click.Path(), help="The config file (default ./config.yaml).")
-def migrate(config_path: str | None) -> None:
+@click.command(short_help="Make or update the tables of a cluster's database.")
+@config_option
+@json_option
+def migrate(config_path: str | None, as_json: bool) -> None:
     """Bring the cluster's database to this version's schema. Every node does so by itself when it starts."""
-    try:
-        found = trio.run(Node(configuration.load(config_path)).migrate)
-    except AtmError as error:
-        sys.exit(_report(error))
+    from atm.node import Node
+
+    found = trio.run(Node(configuration.load(config_path)).migrate)
+    if as_json:
+        click.echo(json.dumps({"ok": True, "version_before": found}))
+        return
     click.echo(f"the schema is up to date; before, it had version {found}" if found else "the schema is made")
 
 
-@main.command()
+@click.command()
 @click.argument("name")
 @click.option("--scopes", default="read,submit,cancel", show_default=True, help="Any of read,submit,cancel,admin.")
-def key(name: str, scopes: str) -> None:
+@json_option
+def key(name: str, scopes: str, as_json: bool) -> None:
     """Make an API key, and its lines for the config. It is shown this once and kept nowhere."""
+    from atm.api import keys
+
     made = keys.new_key()
     entry = {"name": name, "hash": keys.hash_of(made), "scopes": [scope.strip() for scope in scopes.split(",")]}
     try:
         (checked,) = configuration.parse({"server": {"api_keys": [entry]}}).server.api_keys
     except ConfigError as error:
         raise click.UsageError(f"{error.key.partition('].')[2]}: {error.reason}") from None
+    if as_json:
+        told = {"key": made, "name": checked.name, "hash": checked.hash, "scopes": list(checked.scopes)}
+        click.echo(json.dumps(told))
+        return
     click.echo(f"""\
 The key, for those who ask (shown only now):
 
@@ -114,10 +104,3 @@ class _Announcement(trio.TaskStatus[None]):
 
     def started(self, value: None = None) -> None:
         click.echo(self._node.banner())
-
-
-def _report(error: AtmError) -> int:
-    click.echo(f"atm: {error}", err=True)
-    if isinstance(error, ConfigError | WorkerIdTaken):
-        return EXIT_CONFIG
-    return EXIT_DAMAGED if isinstance(error, StoreDamaged) else EXIT_UNAVAILABLE
