@@ -167,11 +167,11 @@ async def test_those_who_wait_take_turns_when_there_are_many() -> None:
     """The first look of the last one is short; who waits alone afterwards waits long."""
     with Rude(fine({**TASK, "status": "PENDING"}), fine(TASK)) as server:
         async with AsyncClient(server.url) as client:
-            client._session.waiting = 4 * WAITERS - 1
+            client._session.waiters = {*range(4 * WAITERS - 1)}
             with pytest.raises(WaitTimeout):
                 await client.wait("x", timeout=0)
             await client.wait("x")
-            client._session.waiting = 0
+            client._session.waiters.clear()
             await client.wait("x")
         asked = [request.split(b" ")[1].partition(b"=")[2] for request in server.requests]
     assert asked == [b"0.000", b"1.250", b"30.000"]
@@ -219,6 +219,7 @@ def test_the_environment_says_where_and_with_which_key(connect: Connect, monkeyp
         ({"base_url": "ftp://localhost"}, "base_url"),
         ({"base_url": "http://"}, "base_url"),
         ({"base_url": "http://[::1"}, "base_url"),
+        ({"base_url": "http://a\x00b"}, "base_url"),
         ({"base_url": "http://user:secret@localhost"}, "base_url"),
         ({"base_url": "http://localhost:8080/?x=1"}, "base_url"),
         ({"base_url": "http://localhost:99999"}, "base_url"),

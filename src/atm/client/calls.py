@@ -43,17 +43,18 @@ def get(session: Session, task_id: str) -> Steps[Task]:
 def wait(session: Session, task_id: str, timeout: float | None) -> Steps[Task]:
     until = None if timeout is None else session.now() + timeout
     path = _path(task_id)
-    session.waiting += 1
+    me = object()
+    session.waiters.add(me)
     try:
         task = yield from _wait(session, path, until)
     finally:
-        session.waiting -= 1
+        session.waiters.discard(me)
     return task
 
 
 def _wait(session: Session, path: str, until: float | None) -> Steps[Task]:
     while True:
-        turn = _turn(session.waiting)
+        turn = _turn(len(session.waiters))
         asked = turn if until is None else min(turn, max(0.0, until - session.now()))
         began = session.now()
         request = Request("GET", path, {"wait": f"{asked:.3f}"}, extra=asked)

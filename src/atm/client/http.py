@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Self
 from urllib.parse import urlsplit
@@ -71,8 +71,9 @@ def _check_url(url: str) -> None:
     """Raises ValueError, without telling a password."""
     try:
         parts = urlsplit(url)
+        httpx.URL(url)
         fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
+    except (ValueError, httpx.InvalidURL):
         parts, fits = urlsplit(""), False
     if parts.username is not None or parts.password is not None:
         raise ValueError("base_url: must not hold a user or a password; use api_key")
@@ -99,11 +100,6 @@ def _translated(url: str, seconds: float) -> Iterator[None]:
 
 def _late(url: str, seconds: float) -> RequestTimeout:
     return RequestTimeout(f"{url}: no answer within {seconds:g} s")
-
-
-def _answer(response: httpx.Response, body: bytes) -> Answer:
-    headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(response.status_code, headers, body)
 
 
 class Client(Verbs[TaskHandle], Now):
@@ -150,7 +146,7 @@ class Client(Verbs[TaskHandle], Now):
         with _translated(self._settings.base_url, seconds):
             response = self._http.send(self._settings.whole(self._http, step), stream=True)
             try:
-                return _answer(response, self._body(response, deadline, seconds))
+                return Answer(response.status_code, response.headers, self._body(response, deadline, seconds))
             finally:
                 response.close()
 
@@ -213,7 +209,7 @@ class AsyncClient(Verbs[AsyncTaskHandle], Later):
         seconds = self._settings.seconds(step)
         with _translated(self._settings.base_url, seconds), anyio.move_on_after(seconds):
             response = await self._http.send(self._settings.whole(self._http, step))
-            return _answer(response, response.content)
+            return Answer(response.status_code, response.headers, response.content)
         raise _late(self._settings.base_url, seconds)
 
     async def aclose(self) -> None:

@@ -55,7 +55,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Names of headers are in lower case."""
+    """``headers`` are asked for in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -73,7 +73,7 @@ Steps: TypeAlias = Generator[Step, Answer | None, T]
 
 
 class Session:
-    """Sends requests again and again, within reason; ``waiting``: calls that wait for a task to end.
+    """Sends requests again and again, within reason; ``waiters``: calls that wait for a task to end.
 
     Args:
         retries: repetitions of one request at the most.
@@ -90,7 +90,7 @@ class Session:
         self._retries = retries
         self._retry_for = retry_for
         self.now = now
-        self.waiting = 0
+        self.waiters: set[object] = set()  # of which threads may take and give at a time
 
     def ask(self, request: Request, until: float | None = None) -> Steps[Success]:
         """The server's answer; ``until``: no repetition is begun later. Raises AtmError."""
