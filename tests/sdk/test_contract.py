@@ -56,6 +56,11 @@ def test_a_task_waits_for_its_time(client: Any) -> None:
     assert handle.wait(timeout=20).status is Status.SUCCESS
 
 
+def test_a_whole_number_is_an_integer_however_it_is_written(client: Any, kind_of_task: str) -> None:
+    task = client.create_task(kind_of_task, priority=1.0, max_retry=2.0).get()
+    assert (task.priority, task.max_retry) == (1, 2)
+
+
 def test_a_time_may_be_given_in_any_zone(client: Any) -> None:
     moment = datetime(2040, 1, 31, 18, 0, tzinfo=UTC)
     handle = client.create_task("echo", scheduled_at=moment.astimezone())

@@ -12,11 +12,13 @@ from async_task_manager import (
     NotFound,
     ServerUnavailable,
     Status,
+    Task,
     TaskFailed,
     TaskTimedOut,
     WaitTimeout,
 )
 from async_task_manager.testing import AsyncFakeClient, FakeClient, FakeServer
+from atm import RetryLater
 
 
 def test_a_test_says_how_a_task_ends() -> None:
@@ -68,6 +70,17 @@ def test_retries_of_a_handler_take_their_time() -> None:
     assert (task.result, task.retry_count, task.attempt) == ("done", 2, 3)
     assert task.completed_at is not None
     assert 3 <= (task.completed_at - task.created_at).total_seconds() <= 3.4
+
+
+def test_a_handler_may_ask_for_a_later_retry() -> None:
+    def busy(task: Task) -> str:
+        if task.attempt == 1:
+            raise RetryLater("busy", after=600)
+        return "done"
+
+    task = FakeClient({"busy": busy}).create_task("busy").wait()
+    assert task.completed_at is not None
+    assert (task.completed_at - task.created_at).total_seconds() == pytest.approx(600, abs=0.01)
 
 
 def test_an_outage_is_overcome_or_told() -> None:

@@ -20,10 +20,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
+def _is_whole(value: Any) -> bool:
+    """Whole numbers are integers however they are written."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+
+
 def _integer(low: int, high: int) -> Check:
     def check(value: Any) -> str | None:
-        fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        return None if fits else f"must be an integer from {low} to {high}"
+        return None if _is_whole(value) and low <= value <= high else f"must be an integer from {low} to {high}"
 
     return check
 
@@ -42,8 +46,7 @@ def task_type_reason(value: Any) -> str | None:
 
 
 def _priority(value: Any) -> str | None:
-    fits = value in (1, 0, -1) and isinstance(value, int) and not isinstance(value, bool)
-    return None if fits else "must be 1 (high), 0 (normal) or -1 (low)"
+    return None if _is_whole(value) and value in (1, 0, -1) else "must be 1 (high), 0 (normal) or -1 (low)"
 
 
 def _payload(value: Any) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from atm.client.models import Task
 from atm.client.wire import model
-from atm.errors import NonRetryable
+from atm.errors import NonRetryable, RetryLater
 from atm.task import Status, TaskType
 
 WORKER = "fake-worker"
@@ -116,7 +116,8 @@ class FakeTasks:
             json.dumps(result, allow_nan=False)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises fails its attempt, as at a worker
             retryable = not isinstance(error, NonRetryable)
-            self._fail(row, Status.FAILED, type(error).__name__, str(error), retryable=retryable)
+            after = min(error.after, 3600.0) if isinstance(error, RetryLater) else 0.0
+            self._fail(row, Status.FAILED, type(error).__name__, str(error), retryable=retryable, after=after)
         else:
             self._end(row, Status.SUCCESS, "Task succeeded", result=result)
 
@@ -136,7 +137,9 @@ class FakeTasks:
                 raise AssertionError(f"task {task_id} is {row.status} and cannot end")
             return row
 
-    def _fail(self, row: Row, status: Status, kind: str, message: str, *, retryable: bool) -> None:
+    def _fail(
+        self, row: Row, status: Status, kind: str, message: str, *, retryable: bool, after: float = 0.0
+    ) -> None:
         row.view["error"] = {"type": kind, "message": message or kind, "retryable": retryable}
         if status is Status.FAILED:
             self._log(row, None, None, f"{kind}: {message}", "ERROR")
@@ -144,7 +147,7 @@ class FakeTasks:
             self._end(row, status, f"{kind}: {message}")
             return
         self._move(row, status, f"{kind}: {message}")
-        delay = self._type(row.view["task_type"]).delay(row.view["retry_count"])
+        delay = max(after, self._type(row.view["task_type"]).delay(row.view["retry_count"]))
         row.view["retry_count"] += 1
         self._to_pending(
             row, delay, f"Retry {row.view['retry_count']} of {row.view['max_retry']} in {delay:.2f} s"
