@@ -275,7 +275,7 @@ def test_watch_shows_a_task_until_it_has_ended(tmp_path: Path) -> None:
 def test_watch_shows_queues_and_workers() -> None:
     looks = documents("watch", "-n", "2", "--interval", "100ms")
     assert [sorted(look) for look in looks] == [["at", "queues", "workers"]] * 2
-    assert looks[0]["workers"][0]["supported_types"] == ["breaks", "echo", "held", "send_email", "sleep"]
+    assert {"breaks", "held"} <= set(looks[0]["workers"][0]["supported_types"])
     told = run("watch", "-n", "1").stdout
     assert "QUEUE" in told
     assert "WORKER" in told
