@@ -62,6 +62,7 @@ def tree(path: str) -> ast.Module:
     return ast.parse((SRC / path).read_text(encoding="utf-8"))
 
 
+@cache
 def files() -> list[str]:
     return sorted(path.relative_to(SRC).as_posix() for path in SRC.rglob("*.py"))
 
@@ -76,8 +77,13 @@ def module_of(path: str) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def modules() -> frozenset[str]:
+    return frozenset({"atm"} | {module_of(path) for path in files()})
+
+
 def is_module(name: str) -> bool:
-    return name == "atm" or name in {module_of(path) for path in files()}
+    return name in modules()
 
 
 def imports(path: str, *, at_runtime: bool = False) -> Iterator[str]:
