@@ -154,7 +154,7 @@ class Reader:
         for documented, port in (("localhost:8080", self._api), ("localhost:9090", self._metrics)):
             script = script.replace(documented, f"127.0.0.1:{port}")
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script.replace(".venv/bin/python", sys.executable)],
+            ["bash", "-euo", "pipefail", "-c", script.replace(".venv/bin", str(Path(sys.executable).parent))],
             cwd=self._folder,
             env=self._environ | {"TASK_ID": self._task_id},
             capture_output=True,
