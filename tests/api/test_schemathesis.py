@@ -36,14 +36,18 @@ def guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
         yield started
 
 
+# Some 750 requests: seconds, but not on a machine that has much else to do.
+@pytest.mark.timeout(150)
 def test_the_node_does_what_its_document_says(guarded: Process) -> None:
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(HERE / "schemathesis.toml")),
         *("run", f"{guarded.url}/openapi.json", "--header", f"Authorization: Bearer {KEY}"),
         *("--checks", "all", "--generation-deterministic", "--warnings", "off", "--no-color"),
     ]
-    environ = {**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=55, check=False)
+    # It is the node whose coverage is measured, where it is.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    environ |= {"SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE)}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=140, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     # All but the one that serves the document: it was asked already.
