@@ -229,6 +229,22 @@ DELETES = tuple(
     f"DELETE t FROM {table} AS t FORCE INDEX (PRIMARY) WHERE task_id IN ".encode()
     for table in ("task_logs", "task")
 )
+# In place of the ids NULL, which is refused, if not all were met.
+_INSERT_SUCCESS = (
+    "INSERT INTO task_logs "
+    "(task_id, log_id, log_type, from_status, to_status, message, worker_id, attempt, created_at) "
+    "SELECT IF(@met = %s, c.id, NULL), n.number, 'STATE_CHANGE', n.was, n.became, n.message, %s, %s, "
+    "IF(n.number = %s, c.started_at, @now) "
+    "FROM JSON_TABLE(%s, '$[*]' COLUMNS (id VARBINARY(64) PATH '$[0]', started_at BIGINT PATH '$[1]')) AS c "
+    "CROSS JOIN (SELECT %s AS number, 'PENDING' AS was, 'PROCESSING' AS became, %s AS message "
+    "UNION ALL SELECT %s, 'PROCESSING', 'SUCCESS', %s) AS n"
+)
+_INSERT_CREATED = (
+    "INSERT INTO task_logs "
+    "(task_id, log_id, log_type, from_status, to_status, message, worker_id, attempt, created_at) "
+    "SELECT id, 1, 'STATE_CHANGE', NULL, 'PENDING', 'Task created', NULL, NULL, @now "
+    "FROM JSON_TABLE(%s, '$[*]' COLUMNS (id VARBINARY(64) PATH '$')) AS c"
+)
 _INSERT_TASKS = (
     b"INSERT INTO task (task_id, task_type, status, priority, payload, timeout, max_retry, created_at, due_at, "
     b"scheduled_at, sweep_at, idempotency_key, log_count, slack) VALUES "
@@ -237,7 +253,6 @@ _INSERT_LOGS = (
     b"INSERT INTO task_logs (task_id, log_id, log_type, from_status, to_status, message, worker_id, attempt, "
     b"created_at) VALUES "
 )
-_CREATED = b",1,'STATE_CHANGE',NULL,'PENDING','Task created',NULL,NULL,@now)"
 
 # leases and settings
 
@@ -334,70 +349,57 @@ class Success(NamedTuple):
 
 def succeed(successes: Sequence[Success], lease: Lease) -> list[bytes]:
     """Write the ends, and their log, if all of the tasks are as they were claimed; else a statement fails."""
-    alike: dict[tuple[object, ...], list[bytes]] = {}
-    tails: dict[tuple[int, str], tuple[bytes, bytes]] = {}
-    logs: list[bytes] = []
+    alike: dict[tuple[object, ...], list[str]] = {}
+    logs: dict[tuple[int, int, str], list[bytes]] = {}
     for task_id, attempt, count, started_ms, o in successes:
-        name = literal(task_id)
-        if (tail := tails.get((attempt, o.message))) is None:
-            tail = tails[attempt, o.message] = _tails(attempt, o.message, lease.worker_id)
-        # In place of the first id NULL, which is refused, if not all were met.
-        first = name if logs else b"IF(@met = %d, %b, NULL)" % (len(successes), name)
-        logs.append(
-            b"(%b,%d%b,%d),(%b,%d%b,@now)" % (first, 1 - count, tail[0], started_ms, name, 2 - count, tail[1])
-        )
-        alike.setdefault((o.result_json, o.progress_json, 2 - count, attempt, count), []).append(name)
+        alike.setdefault((o.result_json, o.progress_json, 2 - count, attempt, count), []).append(task_id)
+        logs.setdefault((attempt, count, o.message), []).append(encode((task_id, started_ms)))
     if len(alike) <= FEW:
         updates = [
             bind(_SUCCEED_ALIKE, *values, lease.epoch) + some
             for values, names in alike.items()
-            for some in slices_of(sorted(names))
+            for some in keys(names)
         ]
     else:
         rows = [
-            (
-                s.task_id,
-                s.attempt,
-                s.log_count,
-                2 - s.log_count,
-                s.outcome.result_json,
-                None,
-                s.outcome.progress_json,
-            )
-            for s in sorted(successes)
+            (task_id, attempt, count, 2 - count, o.result_json, None, o.progress_json)
+            for task_id, attempt, count, _, o in sorted(successes)
         ]
         updates = [bind(_SUCCEED, piece, lease.epoch) for piece in pieces(rows)]
     counted = [statement for update in updates for statement in (update, b"SET @met := @met + ROW_COUNT()")]
-    return [b"SET @met := 0", *counted, *(_INSERT_LOGS + piece for piece in _slices(logs))]
+    inserts = [
+        _insert_success(len(successes), lease.worker_id, *kind, b"[" + b",".join(rows) + b"]")
+        for kind, rows in logs.items()
+    ]
+    return [b"SET @met := 0", *counted, *inserts]
 
 
-def _tails(attempt: int, message: str, worker_id: str) -> tuple[bytes, bytes]:
-    """What stands behind the number of the log rows of a claim and of a success, but for the time."""
+def _insert_success(wanted: int, worker_id: str, attempt: int, count: int, message: str, rows: bytes) -> bytes:
     claim = decide.claimed("", attempt, worker_id)
-    end = Log("", "STATE_CHANGE", "PROCESSING", "SUCCESS", message, worker_id, attempt)
-    text, other = (b"".join(b"," + literal(value) for value in row[1:]) for row in (claim, end))
-    return text, other
+    first = 1 - count
+    return bind(_INSERT_SUCCESS, wanted, worker_id, attempt, first, rows, first, claim.message, first + 1, message)
 
 
 def insert_tasks(new: Iterable[tuple[NewTask, TaskType]]) -> list[bytes]:
     """New tasks, with the settings of their types, and the first rows of their logs."""
     rows: list[bytes] = []
-    logs: list[bytes] = []
+    names: list[str] = []
     for task, settings in new:
-        task_id = literal(task.task_id)
-        rows.append(_new_row(task_id, task, settings))
-        logs.append(b"(" + task_id + _CREATED)
-    return [_INSERT_TASKS + piece for piece in _slices(rows)] + [_INSERT_LOGS + piece for piece in _slices(logs)]
+        rows.append(_new_row(task, settings))
+        names.append(task.task_id)
+    if not rows:
+        return []
+    return [*(_INSERT_TASKS + piece for piece in _slices(rows)), bind(_INSERT_CREATED, encode(names))]
 
 
-def _new_row(task_id: bytes, task: NewTask, settings: TaskType) -> bytes:
+def _new_row(task: NewTask, settings: TaskType) -> bytes:
     due, scheduled = b"@now", b"NULL"
     if task.scheduled_ms is not None:
         due, scheduled = b"GREATEST(@now,%d)" % task.scheduled_ms, b"%d" % task.scheduled_ms
     elif task.delay:
         due = scheduled = b"@now+%d" % round(task.delay * 1000)
     return b"(%b,%b,'PENDING',%d,%b,%b,%d,@now,%b,%b,%b+%d,%b,1,REPEAT('.',%d))" % (
-        task_id,
+        literal(task.task_id),
         literal(task.task_type),
         task.priority,
         literal(task.payload_json),
