@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from atm.store import CancelState, CancelVerdict, NewChild, Refusal, Refused, Settled, Spawned, SpawnState, TaskFilter
+from atm.store import (
+    CancelState,
+    CancelVerdict,
+    NewChild,
+    Refusal,
+    Refused,
+    Settled,
+    Spawned,
+    SpawnState,
+    TaskFilter,
+)
 from atm.task import Status, Task
 from contracts.bench import Bench, new_task, outcome
 

@@ -50,6 +50,12 @@ LIST: Parameters = {
         "description": "Exactly this.",
         "examples": ["worker-001"],
     },
+    "parent_id": {
+        "type": "string",
+        "format": "uuid",
+        "pattern": f"^{_TASK_ID_PATTERN}$",
+        "description": "The children of this task.",
+    },
     "created_after": {
         **TIME.schema,
         "description": "A time with its zone (RFC 3339); this moment included.",
@@ -133,6 +139,9 @@ def task_filter(found: dict[str, str]) -> TaskFilter:
         problems.append(("task_type", reason))
     if worker_id is not None and not _WORKER_ID.fullmatch(worker_id):
         problems.append(("worker_id", "must be 1 to 64 letters, digits or any of _ . -"))
+    parent_id = found.get("parent_id")
+    if parent_id is not None and not is_task_id(parent_id):
+        problems.append(("parent_id", "must be the id of a task"))
     times: dict[str, int | None] = {}
     for name in ("created_after", "created_before"):
         # A plus that was not escaped arrives as a blank.
@@ -146,6 +155,7 @@ def task_filter(found: dict[str, str]) -> TaskFilter:
         status=None if status is None else Status(status),
         task_type=task_type,
         worker_id=worker_id,
+        parent_id=parent_id,
         created_after=times["created_after"],
         created_before=times["created_before"],
     )

@@ -313,8 +313,7 @@ def _poison(row: Row, now: int, log: AddLog) -> Change:
 # parents and children
 
 NEAR = 1_000
-PAST = 2_000
-"""A running child is left to its parent's deadline when that is so near, or has just passed."""
+"""A running child is left to its parent's deadline when that is so near, or passed no longer than OVERRUN ago."""
 
 _KEY_MARK = "\x1f"  # no key of a user's holds a control character
 
@@ -363,7 +362,7 @@ def cancel_child(row: Row, now: int, log: AddLog) -> tuple[CancelVerdict, Change
             change = _change(row, completed_ms=now)
             change.error_json = EXPIRED_ERROR
             return CancelVerdict(CancelState.TERMINAL, row.status, changed=True), change
-        if row.status is Status.PROCESSING and row.worker_id and -PAST < row.expires_ms - now < NEAR:
+        if row.status is Status.PROCESSING and row.worker_id and -OVERRUN < row.expires_ms - now < NEAR:
             return CancelVerdict(CancelState.REQUESTED, row.status), None
     return cancel(row, now, log)
 
@@ -416,7 +415,17 @@ def _waits_for_children(row: Row) -> bool:
 def _wait_for_children(row: Row, now: int, log: AddLog | None = None) -> Change:
     """PROCESSING without a worker: nobody claims it, nobody recovers it."""
     if log is not None:
-        log(Log(row.seq, "INFO", None, None, "Its worker was lost; its children end first", row.worker_id, row.attempt))
+        log(
+            Log(
+                row.seq,
+                "INFO",
+                None,
+                None,
+                "Its worker was lost; its children end first",
+                row.worker_id,
+                row.attempt,
+            )
+        )
     row.status = Status.PROCESSING
     row.worker_id = None
     return _change(row, sweep_ms=now, keep_body=True)

@@ -340,9 +340,7 @@ class SqliteStore:
         return _task(rows[0]) if rows else None
 
     async def ended(self, task_ids: Sequence[str]) -> set[str]:
-        sql = (
-            "SELECT task_id FROM task WHERE task_id IN (SELECT value FROM json_each(?)) AND sweep_at IS NOT NULL"
-        )
+        sql = "SELECT task_id FROM task WHERE task_id IN (SELECT value FROM json_each(?)) AND sweep_at IS NOT NULL"
         rows = await self._reader.call(_fetch, (sql, (_to_json(list(task_ids)),)))
         return set(task_ids) - {task_id for (task_id,) in rows}
 
