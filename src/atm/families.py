@@ -1,4 +1,4 @@
-"""Cancelling the children of tasks that end: one page of the store's verdicts after the other, and the messages."""
+"""Cancelling the children of tasks that end: the store's verdicts, a page at a time, and the messages."""
 
 from __future__ import annotations
 

@@ -263,7 +263,9 @@ async def test_a_parent_between_two_attempts_is_cancelled_by_the_leader(
         await bench.log(task_id)
 
 
-async def test_a_run_that_spawns_after_the_cancel_gets_none(make_bench: MakeBench, autojump_clock: MockClock) -> None:
+async def test_a_run_that_spawns_after_the_cancel_gets_none(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
     async def late(ctx: Context, task: Task) -> None:
         await trio.sleep(1)
         await ctx.spawn("c")
@@ -424,7 +426,9 @@ async def test_a_drained_node_releases_parents_that_wait_and_forgets_no_slot(
     assert bench.worker.busy == bench.worker.load == 0
 
 
-async def test_a_thousand_children_are_cancelled_in_pages(make_bench: MakeBench, autojump_clock: MockClock) -> None:
+async def test_a_thousand_children_are_cancelled_in_pages(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
     async def prolific(ctx: Context, task: Task) -> None:
         for n in range(1100):
             await ctx.spawn("nobody", {"n": n})

@@ -66,6 +66,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
 class Parent(msgspec.Struct, array_like=True, gc=False):
     """What is read of a task that starts a child."""
 
+    seq: int | str
     task_id: str
     task_type: str
     status: Status
@@ -337,6 +338,12 @@ def refusal_to_spawn(parent: Parent | None, child: NewChild) -> Spawned | None:
     ):
         return Spawned(SpawnState.STALE)
     return None if parent.cancel_requested_ms is None else Spawned(SpawnState.CANCELLED)
+
+
+def started(parent: Parent, child: NewChild) -> Log:
+    """Tells the parent's log of a new child."""
+    message = f"Child {child.ordinal} started: {child.task.task_type} {child.task.task_id}"
+    return Log(parent.seq, "INFO", None, None, message, parent.worker_id, parent.attempt)
 
 
 def rejoin(row: Row, payload_json: str, child: NewChild, now: int, log: AddLog) -> tuple[Spawned, Change | None]:

@@ -694,6 +694,7 @@ class SqliteStore:
             else:
                 self._add(replace(child.task, idempotency_key=key), now, values)
                 spawned = Spawned(SpawnState.CREATED, child.task.task_id)
+                self._log(decide.started(parent, child))
             if spawned.state is not SpawnState.CONFLICT:
                 adopted[spawned.task_id] = (spawned.task_id, parent.task_id, parent.deadline)
             return spawned
@@ -885,7 +886,7 @@ _SELECT_FAMILY = (
     "ORDER BY cancel_requested_at IS NOT NULL LIMIT ?"
 )
 _SELECT_PARENTS = (
-    "SELECT json_group_array(json_array(task_id, task_type, status, attempt, worker_id, cancel_requested_at, "
+    "SELECT json_group_array(json_array(seq, task_id, task_type, status, attempt, worker_id, cancel_requested_at, "
     "started_at, timeout, expires_at)) FROM json_each(?) JOIN task ON task_id = value"
 )
 _SELECT_CHILDREN = (
