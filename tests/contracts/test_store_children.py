@@ -9,7 +9,6 @@ import pytest
 from atm.store import (
     CancelState,
     CancelVerdict,
-    NewChild,
     Refusal,
     Refused,
     Settled,
@@ -18,19 +17,9 @@ from atm.store import (
     TaskFilter,
 )
 from atm.task import Status, Task
-from contracts.bench import Bench, new_task, outcome
+from contracts.bench import Bench, child_of, outcome
 
 LIMIT = 100
-
-
-def child_of(parent: Task, ordinal: int = 0, task_type: str = "echo", **fields: Any) -> NewChild:
-    return NewChild(
-        task=new_task(task_type, **fields),
-        parent_id=parent.task_id,
-        ordinal=ordinal,
-        attempt=parent.attempt,
-        worker_id=parent.worker_id or "",
-    )
 
 
 async def spawn(bench: Bench, parent: Task, ordinal: int = 0, **fields: Any) -> str:

@@ -370,13 +370,15 @@ class SqliteStore:
             conditions["created_at >= ?"] = where.created_after
         if where.created_before is not None:
             conditions["created_at < ?"] = where.created_before
+        index = ""
         if where.parent_id is not None:
+            index = "INDEXED BY task_idempotency"
             first, last = decide.child_keys(where.parent_id)
             conditions |= {"idempotency_key > ?": first, "idempotency_key < ?": last}
         if before is not None:
             conditions["task_id < ?"] = before
         sql = (
-            f"SELECT {TASK_COLUMNS} FROM task WHERE {' AND '.join(conditions) or 'true'} "  # noqa: S608
+            f"SELECT {TASK_COLUMNS} FROM task {index} WHERE {' AND '.join(conditions) or 'true'} "  # noqa: S608
             "ORDER BY task_id DESC LIMIT ?"
         )
         rows = await self._slow_reader.call(_fetch, (sql, (*conditions.values(), limit)))
@@ -867,7 +869,8 @@ WHERE seq IN (SELECT value FROM json_each(?))
 _SELECT_LOST = f"""
 SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
   SELECT * FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL
-  AND worker_id IS NOT NULL AND (worker_id, worker_epoch) NOT IN (SELECT worker_id, epoch FROM worker_registry WHERE state = 'ALIVE')
+  AND worker_id IS NOT NULL
+  AND (worker_id, worker_epoch) NOT IN (SELECT worker_id, epoch FROM worker_registry WHERE state = 'ALIVE')
   LIMIT ?)
 """  # noqa: S608 - constants
 _SELECT_WITHOUT_WORKER = f"""
