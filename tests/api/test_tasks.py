@@ -23,7 +23,7 @@ MakeSite = Callable[..., Site]
 FIELDS = {
     "task_id", "task_type", "status", "priority", "payload", "result", "error", "attempt", "retry_count",
     "max_retry", "timeout", "worker_id", "recoveries", "releases", "cancel_requested_at", "scheduled_at",
-    "created_at", "started_at", "completed_at", "progress",
+    "created_at", "started_at", "completed_at", "progress", "parent_id",
 }  # fmt: skip
 
 
