@@ -206,13 +206,20 @@ class Context:
         # Its place is taken before anything is waited for: runs may spawn from several tasks of their nursery.
         child = Child(self, self._family, task.task_id, task_type, ordinal)
         self.children.append(child)
-        child.task_id = await self._family.start(self, ordinal, task)
+        started = False
+        try:
+            child.task_id = await self._family.start(self, ordinal, task)
+            started = True
+        finally:
+            if not started:
+                child.task_id = ""
         return child
 
     async def children_ended(self) -> None:
         """Return when all children that this attempt has started have ended, successfully or not."""
         for child in self.children or ():
-            await child.wait()
+            if child.task_id:  # else its start has failed
+                await child.wait()
 
     async def progress(self, fraction: float, message: str | None = None) -> None:
         """Tell how far the work has come; GET shows it. ``fraction`` is 0 to 1. Raises ValueError outside."""

@@ -167,6 +167,7 @@ class Settled(msgspec.Struct, frozen=True, gc=False):
     """A task without a worker that waited for its children to end; PROCESSING: it still does."""
 
     task_id: str
+    task_type: str
     status: Status
 
 

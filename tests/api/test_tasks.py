@@ -391,6 +391,8 @@ def test_created_after_takes_its_own_moment_and_created_before_does_not(make_sit
         ("worker_id", ""),
         ("worker_id", "a:b"),
         ("worker_id", "x" * 65),
+        ("parent_id", ""),
+        ("parent_id", "x"),
         ("created_after", "yesterday"),
         ("created_after", "2026-01-01"),
         ("created_before", "2026-01-01T00:00:00"),

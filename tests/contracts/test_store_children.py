@@ -310,11 +310,11 @@ async def test_a_parent_that_waits_for_its_retry_is_cancelled_after_its_children
     assert verdict == CancelVerdict(CancelState.REQUESTED, Status.PROCESSING, changed=True, children=True)
     assert await bench.claims([parent.task_id]) == ["gone"]
     assert await bench.store.recover(10) == []
-    assert await bench.store.settle(10) == [Settled(parent.task_id, Status.PROCESSING)]
+    assert await bench.store.settle(10) == [Settled(parent.task_id, "echo", Status.PROCESSING)]
     assert (await bench.store.cancel([parent.task_id]))[0].state is CancelState.REQUESTED
 
     await bench.finish(child, Status.SUCCESS)
-    assert await bench.store.settle(10) == [Settled(parent.task_id, Status.CANCELLED)]
+    assert await bench.store.settle(10) == [Settled(parent.task_id, "echo", Status.CANCELLED)]
     assert await bench.store.settle(10) == []
     after = await bench.get(parent.task_id)
     assert (after.status, after.error_json, after.worker_id) == (Status.CANCELLED, '{"message":"m"}', None)
@@ -359,9 +359,9 @@ async def test_a_lost_parent_that_was_to_be_cancelled_is_ended_after_its_childre
     assert recovered.status is Status.PROCESSING
     assert await bench.store.recover(10) == []
     assert (await bench.get(parent.task_id)).worker_id is None
-    assert await bench.store.settle(10) == [Settled(parent.task_id, Status.PROCESSING)]
+    assert await bench.store.settle(10) == [Settled(parent.task_id, "echo", Status.PROCESSING)]
     await bench.finish(child, Status.CANCELLED)
-    assert await bench.store.settle(10) == [Settled(parent.task_id, Status.CANCELLED)]
+    assert await bench.store.settle(10) == [Settled(parent.task_id, "echo", Status.CANCELLED)]
     await bench.steps(parent.task_id)
 
 
@@ -378,7 +378,7 @@ async def test_a_poisonous_parent_is_failed_after_its_children(bench: Bench) -> 
     assert recovered.status is Status.PROCESSING
     assert await try_to_spawn(bench, parent, 1) == Spawned(SpawnState.STALE)
     await bench.store.cancel([child_id])
-    assert await bench.store.settle(10) == [Settled(parent.task_id, Status.FAILED)]
+    assert await bench.store.settle(10) == [Settled(parent.task_id, "echo", Status.FAILED)]
     after = await bench.get(parent.task_id)
     assert after.recoveries == 4
     assert after.error_json is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from atm import families
-from atm.errors import ChildFailed
+from atm.errors import ChildFailed, NonRetryable
 from atm.executor import Context
 from atm.store import TaskFilter
 from atm.task import Status, Task
@@ -127,6 +128,20 @@ async def test_a_lost_event_costs_a_look(make_bench: MakeBench, autojump_clock: 
     async with make_bench({"p": parent, "c": number}).running() as bench:
         bench.coordinator.deaf = True
         assert (await bench.until(await bench.submit("p"), within=6)).status is Status.SUCCESS
+
+
+async def test_a_child_whose_start_is_refused_is_waited_for_by_nobody(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    async def bold(ctx: Context, task: Task) -> str:
+        with contextlib.suppress(NonRetryable):
+            await ctx.spawn("p")
+        return "done"
+
+    async with make_bench({"p": bold}).running() as bench:
+        await bench.configure("p", max_concurrent=1)
+        task = await bench.until(await bench.submit("p"), within=5)
+        assert (task.status, task.result_json) == (Status.SUCCESS, '"done"')
 
 
 # ends

@@ -10,6 +10,19 @@ import trio
 from atm import Context, Task, executes
 
 
+def begin(name: str) -> None:
+    with Path("begun.txt").open("a") as begun:
+        begun.write(f"{name}\n")
+
+
+def is_quick() -> bool:
+    return Path("quick").exists()
+
+
+def mark(name: str) -> None:
+    Path(name).touch()
+
+
 @executes("count_down")
 async def count_down(ctx: Context, task: Task) -> Any:
     """A line of descendants, each of which waits for the next."""
@@ -30,12 +43,11 @@ async def supervise(ctx: Context, task: Task) -> Any:
 async def work(ctx: Context, task: Task) -> str:
     """Begins, takes a while the first time, and says when its cleanup is done."""
     name: str = task.payload["name"]
-    with Path("begun.txt").open("a") as begun:
-        begun.write(f"{name}\n")
+    begin(name)
     try:
-        await trio.sleep(task.payload.get("seconds", 0 if Path("quick").exists() else 3600))
+        await trio.sleep(0 if is_quick() else 3600)
     finally:
         with ctx.cleanup():
             await trio.sleep(0.1)
-            Path(f"tidied-{name}").touch()
+            mark(f"tidied-{name}")
     return name

@@ -70,10 +70,11 @@ class Family:
     async def look(self) -> None:
         """Look at the store, when a wait begins and now and then, for children that have ended."""
         while True:
-            with trio.move_on_after(LOOK_INTERVAL if self._waiting else math.inf):
+            is_awake = self._waiting or self._listening is not None
+            with trio.move_on_after(LOOK_INTERVAL if is_awake else math.inf) as patience:
                 await self._to_look.wait()
             names = list(self._waiting)
-            if not names and self._listening is not None:
+            if not names and patience.cancelled_caught and self._listening is not None:
                 self._listening.cancel()
             for at in range(0, len(names), LOOK_BATCH):
                 ended = partial(self._store.ended, names[at : at + LOOK_BATCH])
@@ -159,8 +160,6 @@ class Family:
             waiting.discard(ended)
             if not waiting:
                 del self._waiting[task_id]
-            if not self._waiting:
-                self._to_look.set()
 
 
 class _Subscribed(trio.TaskStatus[None]):

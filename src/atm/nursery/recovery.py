@@ -6,6 +6,7 @@ Each duty is carried out again after a pause when the store is away.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 import trio
@@ -70,10 +71,13 @@ async def settle(store: Store, coordinator: Coordinator) -> None:
     while True:
         found = await store.settle(PAGE)
         waiting = [s.task_id for s in found if s.status not in TERMINAL]
-        await coordinator.publish([TaskEvent(s.task_id, s.status) for s in found if s.status in TERMINAL])
+        ended = [s for s in found if s.status in TERMINAL]
+        await coordinator.publish([TaskEvent(s.task_id, s.status) for s in ended])
+        for task_type, count in Counter(s.task_type for s in ended).items():
+            await coordinator.unblock(task_type, count)
         if waiting:
             await families.cancel_children(store, coordinator, waiting)
-        if len(found) < PAGE or len(waiting) == len(found):
+        if len(found) < PAGE or not ended:
             return
 
 

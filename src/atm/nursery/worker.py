@@ -218,10 +218,10 @@ class Worker:
             elif verdict.reason is Refusal.BLOCKED:
                 blocked.append(hint)
                 continue
-            elif verdict.reason is Refusal.EXPIRED:
-                expired.append(hint)
             else:
                 unused[hint.task_type] = unused.get(hint.task_type, 0) + 1
+                if verdict.reason is Refusal.EXPIRED:
+                    expired.append(hint)
                 if verdict.reason in (Refusal.NOT_DUE, Refusal.NO_LEASE):
                     pause = verdict.due_in or NO_LEASE_PAUSE
                     later.append(Hint(hint.task_id, hint.task_type, hint.priority, pause))

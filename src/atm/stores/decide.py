@@ -404,7 +404,7 @@ def time_left(task: Task, now: int) -> float:
 def settle(row: Row, now: int, log: AddLog) -> tuple[Settled, Change | None]:
     """End a task that has no worker and waited for its children, if they have ended."""
     change = _settle(row, now, log) if _waits_for_children(row) and not row.busy else None
-    return Settled(row.task_id, row.status), change
+    return Settled(row.task_id, row.task_type, row.status), change
 
 
 def _settle(row: Row, now: int, log: AddLog) -> Change:
