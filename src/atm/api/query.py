@@ -55,6 +55,7 @@ LIST: Parameters = {
         "format": "uuid",
         "pattern": f"^{_TASK_ID_PATTERN}$",
         "description": "The children of this task.",
+        "examples": ["0199d3f0-5b6e-7000-8a4c-3f1f2a9d7c11"],
     },
     "created_after": {
         **TIME.schema,

@@ -73,7 +73,7 @@ class TaskView(TypedDict):
     started_at: Annotated[Any, _text("When the attempt began that runs or was the last.", **_MAYBE_WHEN)]
     completed_at: Annotated[Any, _text("When it ended.", **_MAYBE_WHEN)]
     progress: Annotated[Progress | None, Meta(description="As its executor reports it.")]
-    parent_id: Annotated[Any, _text("The task that started it as its child.", type=["string", "null"], format="uuid")]
+    parent_id: Annotated[Any, _text("Whose child it is.", type=["string", "null"], format="uuid")]
     pending_reason: NotRequired[
         Annotated[PendingReason, Meta(description="Why it waits: only while it is PENDING, and not in lists.")]
     ]
