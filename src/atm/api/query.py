@@ -17,7 +17,7 @@ MAX_WAIT = 300
 MAX_PAGE = 500
 DEFAULT_PAGE = 50
 
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?")
 _WORKER_ID_PATTERN = "[A-Za-z0-9_.-]{1,64}"
 _WORKER_ID = re.compile(_WORKER_ID_PATTERN)
 _TASK_ID_PATTERN = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
