@@ -125,6 +125,7 @@ class Context:
         "_note",
         "_priority",
         "_progress_saved_at",
+        "_reaped",
         "_scope",
         "attempt",
         "children",
@@ -157,6 +158,7 @@ class Context:
         self._cleanup_budget = cleanup_budget
         self._cleanup_until: float | None = None
         self._progress_saved_at = -math.inf
+        self._reaped: dict[str, int] | None = None
 
     @property
     def deadline(self) -> float:
@@ -172,6 +174,17 @@ class Context:
     def idempotency_key(self) -> str:
         """The same at every attempt of the task, for external systems that recognise a repetition."""
         return self.task_id
+
+    @property
+    def reaped(self) -> Mapping[str, int]:
+        """What had to be ended because the run was cancelled: how many "threads", "processes", "children"."""
+        return self._reaped or {}
+
+    def count_reaped(self, kind: str, count: int = 1) -> None:
+        """Something of the run has been ended because of its cancel. For those who carry out runs."""
+        if count:
+            reaped = self._reaped = self._reaped or {}
+            reaped[kind] = reaped.get(kind, 0) + count
 
     async def spawn(
         self,

@@ -154,7 +154,9 @@ def test_many_wait_for_one_task(site: Site) -> None:
         assert {answer()["status"] for answer in answers} == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("wait", ["", "-1", "301", "300.5", "1e3", "1e999", "nan", "inf", "1,5", "+1", " 1", "0x1", "٣"])
+@pytest.mark.parametrize(
+    "wait", ["", "-1", "301", "300.5", "1e3", "1e999", "nan", "inf", "1,5", "+1", " 1", "0x1", "٣"]
+)
 def test_a_wait_is_a_number_of_seconds_up_to_300(site: Site, wait: str) -> None:
     assert_problem(site.http.get(f"{TASKS}/{NO_TASK}", params={"wait": wait}), 42201, "wait")
 

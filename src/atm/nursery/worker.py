@@ -419,7 +419,10 @@ def _wait(task: Task) -> float:
 
 
 def _count_children(run: Run, count: int) -> None:
-    run.outcome = replace(run.outcome, message=f"{run.outcome.message}; {count} children ended with it")
+    if count:
+        run.context.count_reaped("children", count)
+        what = "1 child" if count == 1 else f"{count} children"
+        run.outcome = replace(run.outcome, message=f"{run.outcome.message}; {what} ended with it")
 
 
 def _tell(run: Run, ended_as: Status, now: Status) -> None:
