@@ -30,7 +30,7 @@ from atm.store import Claimed, Lease, Note, Outcome, Refusal, Refused, Store
 from atm.task import Status, Task
 
 RECORD_BATCH = 500
-FAMILY_PAUSE = (0.05, 1.0)
+FAMILY_PAUSE = (0.02, 1.0)
 """Seconds between two looks whether the children of ended runs have ended: the first, and the longest."""
 
 LEASE_MARGIN = 1.0
@@ -389,7 +389,7 @@ class Worker:
                 met = await persist(cancel, "cancel children")
                 if not run.looks:
                     _count_children(run, met)
-                pause = min(pause, first * 2.0 ** min(run.looks, 10))
+                pause = min(pause, first * 1.5 ** min(run.looks, 10))
                 run.looks += 1
             await trio.sleep(pause)
             # Those whose children live still come back here.
