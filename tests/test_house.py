@@ -17,8 +17,8 @@ SRC = Path(atm.__file__).parent
 LAYERS = [
     # Words and facts.
     {"task", "errors", "config", "flag", "health", "imports", "logs", "serial", "lane"},
-    # Contracts; the metrics, whose gauges are read through the coordinator's; the SDK, which knows words.
-    {"executor", "store", "coordinator", "metrics", "client"},
+    # Contracts; the metrics, whose gauges are read through the coordinator's; what takes two; the SDK.
+    {"executor", "store", "coordinator", "families", "metrics", "client"},
     # Each implements one contract; they do not know each other.
     {"executors", "stores", "coordinators"},
     # They use contracts, and know neither each other nor the implementations.

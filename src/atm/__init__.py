@@ -7,14 +7,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from atm.errors import NonRetryable, RetryLater
-    from atm.executor import Context, Executor, TaskResult, executes
+    from atm.errors import ChildFailed, NonRetryable, RetryLater
+    from atm.executor import Child, Context, Executor, TaskResult, executes
     from atm.node import Node
     from atm.task import Task
 
-__all__ = ["Context", "Executor", "Node", "NonRetryable", "RetryLater", "Task", "TaskResult", "executes"]
+__all__ = [
+    "Child",
+    "ChildFailed",
+    "Context",
+    "Executor",
+    "Node",
+    "NonRetryable",
+    "RetryLater",
+    "Task",
+    "TaskResult",
+    "executes",
+]
 
 _HOMES = {
+    "Child": "atm.executor",
+    "ChildFailed": "atm.errors",
     "Context": "atm.executor",
     "Executor": "atm.executor",
     "Node": "atm.node",

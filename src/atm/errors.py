@@ -10,12 +10,14 @@ AtmError
 └── IdempotencyConflict    the key belongs to a task with another type or payload
 
 NonRetryable               raised by executors: fail now, whatever retries are left
+└── SpawnRefused           a child cannot be started: the code has changed between attempts, or a cap forbids it
 RetryLater                 raised by executors: fail, and do not come back before so many seconds
+ChildFailed                raised to executors that ask for the result of a child that has none
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 E = TypeVar("E", bound=BaseException)
 
@@ -100,6 +102,28 @@ class RetryLater(Exception):
             raise ValueError(f"after must be 0 or more seconds, not {after}")
         super().__init__(reason)
         self.after = after
+
+
+class SpawnRefused(NonRetryable):
+    """The child cannot be started, now or by another attempt; the message names its ordinal and says why."""
+
+
+class ChildFailed(Exception):
+    """The child ended without success.
+
+    Args:
+        task_id: the child's.
+        status: FAILED, TIMEOUT or CANCELLED.
+        error: its error as GET shows it; None where it has none.
+    """
+
+    def __init__(self, task_id: str, task_type: str, status: str, error: dict[str, Any] | None) -> None:
+        reason = f": {error.get('message')}" if error else ""
+        super().__init__(f"child {task_id} ({task_type}) is {status}{reason}")
+        self.task_id = task_id
+        self.task_type = task_type
+        self.status = status
+        self.error = error
 
 
 def leaf_of(error: BaseException, kind: type[E]) -> E | None:

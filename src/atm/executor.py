@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import json
 import math
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
@@ -28,15 +29,21 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 import msgspec
 import trio
 
-from atm.errors import ConfigError, StoreUnavailable
-from atm.store import Note
-from atm.task import Task, is_task_type
+from atm.errors import ChildFailed, ConfigError, NonRetryable, StoreUnavailable
+from atm.store import NewTask, Note
+from atm.task import QUEUES, Status, Task, is_task_type, new_task_id
 
 PROGRESS_INTERVAL = 0.1
 """Seconds between two writes of one run's progress; what comes faster is written with the next one, or the end."""
 
 MAX_LOG_MESSAGE = 4096
 """Characters of one ``ctx.log`` message or progress message; the rest is cut."""
+
+
+MAX_TIMEOUT, MAX_RETRY, MAX_PAYLOAD = 604_800, 100, 1024 * 1024
+"""Of a child, as of any task: seconds, retries, bytes."""
+
+_encode_payload = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
 
 class TaskResult(msgspec.Struct, frozen=True):
@@ -51,6 +58,53 @@ class NoteSink(Protocol):
     async def __call__(self, note: Note) -> None: ...
 
 
+class Family(Protocol):
+    """Starts the children of ``Context.spawn``, and waits for their ends."""
+
+    async def start(self, ctx: Context, ordinal: int, task: NewTask) -> str:
+        """The id of the child of this ordinal: a new one, or that of a former attempt. Raises SpawnRefused."""
+        ...
+
+    async def ended(self, ctx: Context, task_id: str) -> Task:
+        """The child, once it has ended; the run's slot is lent meanwhile."""
+        ...
+
+
+class Child:
+    """A task that this run has started, or found again.
+
+    Attributes:
+        task_id: the child's id.
+        ordinal: how many children the attempt had started before it.
+    """
+
+    __slots__ = ("_context", "_family", "_task", "ordinal", "task_id", "task_type")
+
+    def __init__(self, ctx: Context, family: Family, task_id: str, task_type: str, ordinal: int) -> None:
+        self.task_id = task_id
+        self.task_type = task_type
+        self.ordinal = ordinal
+        self._context = ctx
+        self._family = family
+        self._task: Task | None = None
+
+    async def wait(self) -> Task:
+        """The child in the state in which it has ended. Meanwhile the run's slot serves other tasks."""
+        if self._task is None:
+            self._task = await self._family.ended(self._context, self.task_id)
+        else:
+            await trio.lowlevel.checkpoint()
+        return self._task
+
+    async def result(self) -> Any:
+        """The child's result, once it has ended. Raises ChildFailed."""
+        task = await self.wait()
+        if task.status is not Status.SUCCESS:
+            error = None if task.error_json is None else json.loads(task.error_json)
+            raise ChildFailed(task.task_id, task.task_type, task.status, error)
+        return None if task.result_json is None else json.loads(task.result_json)
+
+
 class Context:
     """What an executor knows of its run, and its way to report back.
 
@@ -60,32 +114,51 @@ class Context:
             attempt seen can refuse what an older one sends.
         worker_id: who runs it.
         unsaved_progress: progress reported too soon after the last write; saved with the outcome.
+        children: those that this attempt has started or found; None before the first.
+        slot_lent: whether the run has given its slot to others while it waits for a child.
     """
 
     __slots__ = (
         "_cleanup_budget",
         "_cleanup_until",
+        "_family",
         "_note",
+        "_priority",
         "_progress_saved_at",
+        "_reaped",
         "_scope",
         "attempt",
+        "children",
+        "slot_lent",
         "task_id",
         "unsaved_progress",
         "worker_id",
     )
 
     def __init__(
-        self, task: Task, worker_id: str, scope: trio.CancelScope, note: NoteSink, cleanup_budget: float
+        self,
+        task: Task,
+        worker_id: str,
+        scope: trio.CancelScope,
+        note: NoteSink,
+        cleanup_budget: float,
+        *,
+        family: Family | None = None,
     ) -> None:
         self.task_id = task.task_id
         self.attempt = task.attempt
         self.worker_id = worker_id
         self.unsaved_progress: str | None = None
+        self.children: list[Child] | None = None
+        self.slot_lent = False
+        self._family = family
+        self._priority = task.priority
         self._scope = scope
         self._note = note
         self._cleanup_budget = cleanup_budget
         self._cleanup_until: float | None = None
         self._progress_saved_at = -math.inf
+        self._reaped: dict[str, int] | None = None
 
     @property
     def deadline(self) -> float:
@@ -101,6 +174,65 @@ class Context:
     def idempotency_key(self) -> str:
         """The same at every attempt of the task, for external systems that recognise a repetition."""
         return self.task_id
+
+    @property
+    def reaped(self) -> Mapping[str, int]:
+        """What had to be ended because the run was cancelled: how many "threads", "processes", "children"."""
+        return self._reaped or {}
+
+    def count_reaped(self, kind: str, count: int = 1) -> None:
+        """Something of the run has been ended because of its cancel. For those who carry out runs."""
+        if count:
+            reaped = self._reaped = self._reaped or {}
+            reaped[kind] = reaped.get(kind, 0) + count
+
+    async def spawn(
+        self,
+        task_type: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        priority: int | None = None,
+        timeout: float | None = None,
+        max_retry: int | None = None,
+    ) -> Child:
+        """Start a child task. Returns when it is durable.
+
+        A later attempt that comes to the same spawn, counted from 0 in each attempt, gets the same child: it goes
+        on running, or its success counts; one that ended without success is tried again. The child ends no later
+        than this run, and this task ends after all its children.
+
+        Args:
+            payload: an object of JSON values; {} by default.
+            priority: 1, 0 or -1; by default one above this task's own, so that what has begun is finished first.
+            timeout: seconds an attempt; by default the type's. This run's deadline ends it in any case.
+            max_retry: retries; by default the type's.
+        Raises: SpawnRefused; NonRetryable for arguments that no task can have.
+        """
+        if self._family is None:
+            raise RuntimeError("this context starts no children")
+        if priority is None:
+            priority = min(self._priority + 1, max(QUEUES))
+        task = _child_task(task_type, payload, priority, timeout, max_retry)
+        if self.children is None:
+            self.children = []
+        ordinal = len(self.children)
+        # Its place is taken before anything is waited for: runs may spawn from several tasks of their nursery.
+        child = Child(self, self._family, task.task_id, task_type, ordinal)
+        self.children.append(child)
+        started = False
+        try:
+            child.task_id = await self._family.start(self, ordinal, task)
+            started = True
+        finally:
+            if not started:
+                child.task_id = ""
+        return child
+
+    async def children_ended(self) -> None:
+        """Return when all children that this attempt has started have ended, successfully or not."""
+        for child in self.children or ():
+            if child.task_id:  # else its start has failed
+                await child.wait()
 
     async def progress(self, fraction: float, message: str | None = None) -> None:
         """Tell how far the work has come; GET shows it. ``fraction`` is 0 to 1. Raises ValueError outside."""
@@ -135,6 +267,35 @@ class Context:
         if self._cleanup_until is None:
             self._cleanup_until = now + self._cleanup_budget
         return trio.CancelScope(shield=True, deadline=self._cleanup_until)
+
+
+def _child_task(
+    task_type: str, payload: Mapping[str, Any] | None, priority: int, timeout: float | None, max_retry: int | None
+) -> NewTask:
+    """Checked as the API checks a task. Raises NonRetryable."""
+    if not is_task_type(task_type):
+        raise NonRetryable(f"spawn: {task_type!r} is no task type: 1 to 128 letters, digits or any of _ . : -")
+    if priority not in QUEUES:
+        raise NonRetryable(f"spawn: priority must be 1 (high), 0 (normal) or -1 (low), not {priority!r}")
+    if timeout is not None and not 0 < timeout <= MAX_TIMEOUT:
+        raise NonRetryable(f"spawn: timeout must be above 0 and at most {MAX_TIMEOUT} seconds, not {timeout!r}")
+    if max_retry is not None and (not isinstance(max_retry, int) or not 0 <= max_retry <= MAX_RETRY):
+        raise NonRetryable(f"spawn: max_retry must be an integer from 0 to {MAX_RETRY}, not {max_retry!r}")
+    try:
+        text = _encode_payload(dict(payload or {}))
+        size = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NonRetryable(f"spawn: the payload is no JSON object: {error}") from error
+    if size > MAX_PAYLOAD:
+        raise NonRetryable(f"spawn: the payload is too large: {size} bytes, {MAX_PAYLOAD} at most")
+    return NewTask(
+        task_id=new_task_id(),
+        task_type=task_type,
+        payload_json=text,
+        priority=priority,
+        timeout=timeout,
+        max_retry=max_retry,
+    )
 
 
 def _printable(message: str) -> str:

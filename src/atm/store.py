@@ -50,6 +50,33 @@ class Created(msgspec.Struct, frozen=True, gc=False):
     due_in: float = 0.0
 
 
+class NewChild(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A task that a running one starts: its ``ordinal``-th child, counted from 0 in each attempt of the parent."""
+
+    task: NewTask
+    parent_id: str
+    ordinal: int
+    attempt: int
+    worker_id: str
+
+
+class SpawnState(StrEnum):
+    CREATED = "created"
+    JOINED = "joined"  # a former attempt of the parent started it: it runs, or its outcome counts
+    REOPENED = "reopened"  # a former attempt started it, and it ended without success: it runs again
+    CONFLICT = "conflict"  # the child of that ordinal has another type or payload
+    CAPPED = "capped"  # its type has a cap, and an ancestor of this type would hold the slot it waits for
+    CANCELLED = "cancelled"  # the parent is to be cancelled
+    STALE = "stale"  # that attempt of the parent does not run any more
+
+
+class Spawned(msgspec.Struct, frozen=True, gc=False):
+    """The verdict on a NewChild; ``task_id`` is the child's, empty where there is none."""
+
+    state: SpawnState
+    task_id: str = ""
+
+
 class Lease(msgspec.Struct, frozen=True):
     """A worker's right to claim and run: one row of the registry. ``epoch`` grows with each registration."""
 
@@ -64,6 +91,7 @@ class Refusal(StrEnum):
     NOT_DUE = "not_due"  # its time has not come
     BLOCKED = "blocked"  # its type is disabled or at its cap
     NO_LEASE = "no_lease"  # the lease that claims is over
+    EXPIRED = "expired"  # its parent's deadline has passed: it is TIMEOUT now
 
 
 class Claimed(msgspec.Struct, frozen=True, gc=False):
@@ -96,25 +124,51 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Finished(msgspec.Struct, frozen=True, gc=False):
-    """The verdict on an Outcome: the state the task is in now; ``status`` None means stale, nothing written."""
+    """The verdict on an Outcome: the state the task is in now; ``status`` None means stale, nothing written.
+
+    ``children``: nothing written either, because the task has children that have not ended: ask again when
+    they have.
+    """
 
     status: Status | None
     due_in: float = 0.0
+    children: bool = False
 
 
 class CancelState(StrEnum):
     CANCELLED = "cancelled"  # it is CANCELLED, now or before
-    REQUESTED = "requested"  # it runs; its worker has to end it
+    REQUESTED = "requested"  # it runs, or its children do; they have to be ended first
     TERMINAL = "terminal"  # SUCCESS, FAILED or TIMEOUT: too late
     UNKNOWN = "unknown"  # no such task
 
 
 class CancelVerdict(msgspec.Struct, frozen=True, gc=False):
+    """``worker_id`` None with REQUESTED: no worker has it; the leader ends it once its children have ended.
+
+    ``children``: some that live are to be cancelled too, by ``cancel_children``.
+    """
+
     state: CancelState
     status: Status | None = None
     worker_id: str | None = None
     attempt: int = 0
     changed: bool = False
+    children: bool = False
+
+
+class CancelledChildren(msgspec.Struct, frozen=True, gc=False):
+    """``met`` counts the descendants found alive; ``verdicts`` are on those not asked before, by task id."""
+
+    met: int
+    verdicts: dict[str, CancelVerdict]
+
+
+class Settled(msgspec.Struct, frozen=True, gc=False):
+    """A task without a worker that waited for its children to end; PROCESSING: it still does."""
+
+    task_id: str
+    task_type: str
+    status: Status
 
 
 class Reopened(msgspec.Struct, frozen=True, gc=False):
@@ -125,7 +179,10 @@ class Reopened(msgspec.Struct, frozen=True, gc=False):
 
 
 class Recovered(msgspec.Struct, frozen=True, gc=False):
-    """A task taken from a lost worker: PENDING again, or CANCELLED, or FAILED as poison."""
+    """A task taken from a lost worker: PENDING again, or CANCELLED, or FAILED as poison.
+
+    PROCESSING: it would be one of the latter two, but has children that have to end first; see ``settle``.
+    """
 
     task_id: str
     task_type: str
@@ -184,6 +241,7 @@ class TaskFilter(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str | None = None
     created_after: int | None = None
     created_before: int | None = None
+    parent_id: str | None = None
 
 
 class Position(msgspec.Struct, frozen=True, array_like=True):
@@ -207,6 +265,13 @@ class Store(Protocol):
         """null → PENDING, all of the call or none. Raises IdempotencyConflict."""
         ...
 
+    async def spawn(self, children: Sequence[NewChild]) -> list[Spawned]:
+        """null → PENDING for children of running tasks; or find those that former attempts have started.
+
+        A child is due by the deadline of the attempt that started or found it last.
+        """
+        ...
+
     async def claim(self, lease: Lease, task_ids: Sequence[str]) -> list[Claimed | Refused]:
         """PENDING → PROCESSING with attempt + 1, within the caps of the types."""
         ...
@@ -214,13 +279,29 @@ class Store(Protocol):
     async def finish(self, lease: Lease, outcomes: Sequence[Outcome]) -> list[Finished]:
         """PROCESSING → the outcome's state, if its attempt is still the one that runs.
 
-        Where a cancel was requested the task becomes CANCELLED, whatever the outcome. Finishing the same
+        Where a cancel was requested the task becomes CANCELLED, whatever the outcome. No task ends for good
+        while a child of it lives: such an outcome is not written. Finishing the same
         attempt the same way twice is one finish: the second call answers like the first.
         """
         ...
 
     async def cancel(self, task_ids: Sequence[str]) -> list[CancelVerdict]:
-        """PENDING → CANCELLED; a PROCESSING one is marked, for its worker to end."""
+        """PENDING → CANCELLED; a PROCESSING one is marked, for its worker to end.
+
+        A PENDING one with living children becomes PROCESSING without a worker, for ``settle`` to end.
+        """
+        ...
+
+    async def cancel_children(self, parents: Sequence[str], limit: int) -> CancelledChildren:
+        """Cancel the living descendants of these tasks, about ``limit`` at a time.
+
+        Who still waits becomes CANCELLED (TIMEOUT where its parent's deadline has passed); who runs is marked,
+        but for those that end by that deadline just now.
+        """
+        ...
+
+    async def settle(self, limit: int) -> list[Settled]:
+        """End tasks that have no worker and waited for their children; at most ``limit`` are looked at."""
         ...
 
     async def reopen(self, task_ids: Sequence[str]) -> list[Reopened]:
@@ -302,6 +383,10 @@ class Store(Protocol):
         ...
 
     async def get(self, task_id: str) -> Task | None: ...
+
+    async def ended(self, task_ids: Sequence[str]) -> set[str]:
+        """Those of these tasks that are terminal or unknown."""
+        ...
 
     async def logs(self, task_id: str) -> list[LogRow] | None:
         """The task's log in order; None when there is no such task."""

@@ -5,7 +5,8 @@
        │  └───────────────┤  ├──▶ TIMEOUT ──retry left──▶ PENDING
        │    released,     │  └──▶ CANCELLED
        │    worker lost   │
-       └──cancel──▶ CANCELLED
+       ├──cancel──▶ CANCELLED
+       └──▶ TIMEOUT   a child whose parent's deadline passed before it started
 
 A user's retry opens a FAILED, TIMEOUT or CANCELLED task again (→ PENDING).
 """
@@ -46,7 +47,7 @@ REOPENABLE = TERMINAL - {Status.SUCCESS}
 
 LEGAL: dict[Status | None, frozenset[Status]] = {
     None: frozenset({Status.PENDING}),
-    Status.PENDING: frozenset({Status.PROCESSING, Status.CANCELLED}),
+    Status.PENDING: frozenset({Status.PROCESSING, Status.CANCELLED, Status.TIMEOUT}),
     Status.PROCESSING: TERMINAL | {Status.PENDING},
     Status.SUCCESS: frozenset(),
     Status.FAILED: frozenset({Status.PENDING}),
@@ -120,6 +121,8 @@ class Task(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     ``payload_json``, ``result_json`` and ``error_json`` are JSON text as it was written; ``payload`` decodes.
     Fields ending in ``_ms`` are milliseconds since 1970 by the store's clock. ``timeout`` is seconds an attempt.
+    ``expires_ms`` is the deadline that a child has from its parent; a claimed child's ``timeout`` ends there.
+    ``children``: whether it has ever had any.
     The order of the fields is the order in which the stores select them.
     """
 
@@ -144,6 +147,9 @@ class Task(msgspec.Struct, frozen=True, array_like=True, gc=False):
     result_json: str | None
     error_json: str | None
     progress_json: str | None
+    parent_id: str | None = None
+    expires_ms: int | None = None
+    children: int = 0
 
     @property
     def payload(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_every_field_of_a_task_and_every_reason_to_wait_is_explained(site: Site)
 
 
 def test_every_parameter_of_a_list_is_explained() -> None:
-    names = {"status", "task_type", "worker_id", "created_after", "created_before", "cursor", "limit"}
+    names = {"status", "task_type", "worker_id", "parent_id", "created_after", "created_before", "cursor", "limit"}
     assert first_cells("List") == names
     assert_told((query.MAX_PAGE, query.DEFAULT_PAGE), "List")
 

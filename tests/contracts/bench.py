@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from atm.store import Claimed, Lease, LogRow, NewTask, Outcome, Store
+from atm.store import Claimed, Lease, LogRow, NewChild, NewTask, Outcome, Store, TaskFilter
 from atm.task import Status, Task, TaskType, legal_path, new_task_id
 
 
@@ -98,6 +98,35 @@ OpenBench = Callable[..., AbstractAsyncContextManager[Bench]]
 def new_task(task_type: str = "echo", payload_json: str = "{}", **fields: Any) -> NewTask:
     fields.setdefault("task_id", new_task_id())
     return NewTask(task_type=task_type, payload_json=payload_json, **fields)
+
+
+def child_of(parent: Task, ordinal: int = 0, task_type: str = "echo", **fields: Any) -> NewChild:
+    return NewChild(
+        task=new_task(task_type, **fields),
+        parent_id=parent.task_id,
+        ordinal=ordinal,
+        attempt=parent.attempt,
+        worker_id=parent.worker_id or "",
+    )
+
+
+async def family_life(bench: Bench) -> None:
+    """All that can happen to a family."""
+    store = bench.store
+    parent = await bench.running()
+    children = [child_of(parent, n) for n in range(3)]
+    await store.spawn(children)
+    await store.spawn([child_of(parent, 0), child_of(parent, 3, "capped")])
+    running = await bench.claim(children[0].task.task_id)
+    await store.spawn([child_of(running)])
+    await store.find(TaskFilter(parent_id=parent.task_id), None, 5)
+    await store.ended([child.task.task_id for child in children])
+    await bench.finish(parent, Status.FAILED, retry_in=100.0)
+    await store.cancel([parent.task_id])
+    assert await store.settle(10)
+    assert (await store.cancel_children([parent.task_id], 100)).verdicts
+    await bench.finish(running, Status.CANCELLED)
+    assert await store.settle(10)
 
 
 def outcome(task: Task, status: Status, **fields: Any) -> Outcome:

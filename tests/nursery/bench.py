@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import trio
 
-from atm.coordinator import Balance, CancelRequest, Hint, Overview
+from atm import families
+from atm.coordinator import Balance, CancelRequest, Hint, Overview, TaskEvent
 from atm.coordinators.local import LocalCoordinator
 from atm.errors import StoreUnavailable
 from atm.executor import Context, Executor
@@ -142,6 +143,11 @@ class Cuttable(LocalCoordinator):
         super().__init__()
         self._is_cut = False
         self._turned = trio.Event()
+        self.deaf = False  # no event is heard
+
+    async def publish(self, events: Sequence[TaskEvent]) -> None:
+        if not self.deaf:
+            await super().publish(events)
 
     def cut(self, is_cut: bool) -> None:
         self._is_cut = is_cut
@@ -315,6 +321,8 @@ class Bench:
         (verdict,) = await self.store.cancel([task_id])
         if verdict.worker_id is not None and message:
             await self.coordinator.request_cancel(verdict.worker_id, CancelRequest(task_id, verdict.attempt))
+        if verdict.children and message:
+            await families.cancel_children(cast("Store", self.store), self.coordinator, [task_id])
         return cast("CancelVerdict", verdict)
 
     async def configure(self, task_type: str, **settings: Any) -> None:

@@ -15,7 +15,7 @@ from atm.errors import StoreUnavailable
 from atm.executor import Context
 from atm.metrics import Metrics
 from atm.nursery import balance, recovery
-from atm.store import Recovered, Store
+from atm.store import Recovered, Settled, Store
 from atm.task import MAX_RECOVERIES, Status, Task
 from nursery.bench import MakeBench, sleeping
 
@@ -179,6 +179,10 @@ class Losing:
     async def recover(self, limit: int) -> list[Recovered]:
         await trio.lowlevel.checkpoint()
         self.recoveries.append(self._count)
+        return []
+
+    async def settle(self, limit: int) -> list[Settled]:
+        await trio.lowlevel.checkpoint()
         return []
 
 

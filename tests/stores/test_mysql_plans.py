@@ -12,7 +12,7 @@ import trio
 from atm.store import Claimed, Note, Position, TaskFilter
 from atm.stores.mysql_driver import Address, Connection, Result
 from atm.task import Status
-from contracts.bench import Bench, new_task, outcome
+from contracts.bench import Bench, family_life, new_task, outcome
 from mysql_site import new_database, real_mysql, say, server_address, server_kinds, serving
 
 ROWS = 700
@@ -178,6 +178,7 @@ VERBS: dict[str, Callable[[Bench], Awaitable[object]]] = {
     "cancel": lambda bench: _cancel(bench),
     "reopen": lambda bench: _reopen(bench),
     "recover": _recover,
+    "family": family_life,
     "sweep": _sweep,
     "note": _note,
     "purge": _purge,

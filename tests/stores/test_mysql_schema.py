@@ -15,7 +15,7 @@ from atm.stores import mysql_schema
 from atm.stores.mysql import MySqlStore
 from atm.stores.mysql_driver import Address, connect
 from atm.stores.mysql_schema import VERSION, migrate
-from contracts.bench import new_task
+from contracts.bench import Bench, family_life, new_task
 from mysql_site import database_on, say, server_address, serving
 from servers import MariaDb
 
@@ -93,6 +93,28 @@ async def test_a_change_that_was_cut_off_is_made_again(database: Address) -> Non
     mended = {VERSION + 1: ["CREATE TABLE IF NOT EXISTS second (n INT)", "INSERT INTO second VALUES (1)"]}
     assert await _migrate(database, version=VERSION + 1, migrations=mended) == VERSION
     assert await _migrate(database, version=VERSION + 1, migrations=mended) == VERSION + 1
+
+
+async def test_tables_of_the_first_version_are_brought_up_to_date_with_what_is_in_them(database: Address) -> None:
+    async with serving(database) as store:
+        [created] = await store.create([new_task()])
+    columns = ("parent_id", "expires_at", "children")
+    first = ", ".join(f"DROP COLUMN {column}" for column in columns)
+    await say(database, f"ALTER TABLE task {first}", "UPDATE schema_version SET version = 1")
+    assert await MySqlStore(database).migrate() == 1
+    # Cut off between the two statements, it is made again.
+    await say(database, "UPDATE schema_version SET version = 1")
+    assert await MySqlStore(database).migrate() == 1
+    assert await MySqlStore(database).migrate() == VERSION
+
+    async def advance(seconds: float) -> None:
+        raise AssertionError
+
+    async with serving(database) as store:
+        task = await store.get(created.task_id)
+        assert task is not None
+        assert (task.parent_id, task.children) == (None, 0)
+        await family_life(Bench(store, advance))
 
 
 async def test_a_newer_schema_is_left_alone(database: Address) -> None:

@@ -18,7 +18,7 @@ from atm.store import TaskFilter
 from atm.stores import sqlite
 from atm.stores.sqlite import SqliteStore, system_clock
 from atm.task import MAX_RECOVERIES, Status, TaskType
-from contracts.bench import OpenBench, new_task, outcome
+from contracts.bench import OpenBench, family_life, new_task, outcome
 
 # what lasts
 
@@ -315,6 +315,22 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if content or not name.endswith("-wal")}
 
 
+async def test_a_file_of_the_first_version_is_brought_up_to_date(path: Path, serve: OpenBench) -> None:
+    async with serve() as bench:
+        task_id = await bench.create(idempotency_key="k")
+    with sqlite3.connect(path) as connection:
+        for column in ("parent_id", "expires_at", "children"):
+            connection.execute(f"ALTER TABLE task DROP COLUMN {column}")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    for _ in range(2):
+        async with serve() as bench:
+            task = await bench.get(task_id)
+            assert (task.status, task.parent_id, task.children) == (Status.PENDING, None, 0)
+    async with serve() as bench:
+        await family_life(bench)
+
+
 def _ours(path: Path) -> sqlite3.Connection:
     store = SqliteStore(path, inline=True)
     store.open()
@@ -330,7 +346,7 @@ def _another_programs(path: Path) -> None:
 
 def _newer(path: Path) -> None:
     connection = _ours(path)
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute("PRAGMA user_version = 99")
     connection.close()
 
 
@@ -357,7 +373,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (Path.touch, "is empty, not a database"),
     "text": (lambda path: path.write_text("hello\n" * 100), "not a database"),
     "another program's": (_another_programs, "is a database of another program"),
-    "newer": (_newer, "has schema version 2; this program knows 1"),
+    "newer": (_newer, "has schema version 99; this program knows 2"),
     "damaged header": (_damaged_header, "restore it from a backup"),
     "damaged page": (_damaged_page, "is damaged"),
     "cut short": (_cut_short, "restore it from a backup"),

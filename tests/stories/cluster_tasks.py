@@ -71,3 +71,13 @@ async def tidy(ctx: Context, task: Task) -> Any:
         with ctx.cleanup():
             await trio.sleep(0.2)
             mark(f"tidied-{ctx.task_id}")
+
+
+@executes("family")
+async def family(ctx: Context, task: Task) -> Any:
+    """Starts a child, waits for it, and fails once if it is told to."""
+    begin(ctx)
+    child = await ctx.spawn(task.payload["child"], task.payload.get("payload"))
+    if task.payload.get("fails") and ctx.attempt == 1:
+        raise ConnectionError("try again")
+    return {**done(ctx), "child": child.task_id, "result": await child.result()}

@@ -45,6 +45,7 @@ TASK: views.TaskView = {
     "started_at": "2026-01-31T10:00:00.002Z",
     "completed_at": "2026-01-31T10:00:00.003Z",
     "progress": None,
+    "parent_id": None,
 }
 
 TASK_AGAIN: views.TaskView = {

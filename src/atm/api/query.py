@@ -17,7 +17,7 @@ MAX_WAIT = 300
 MAX_PAGE = 500
 DEFAULT_PAGE = 50
 
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?")
 _WORKER_ID_PATTERN = "[A-Za-z0-9_.-]{1,64}"
 _WORKER_ID = re.compile(_WORKER_ID_PATTERN)
 _TASK_ID_PATTERN = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -49,6 +49,13 @@ LIST: Parameters = {
         "pattern": f"^{_WORKER_ID_PATTERN}$",
         "description": "Exactly this.",
         "examples": ["worker-001"],
+    },
+    "parent_id": {
+        "type": "string",
+        "format": "uuid",
+        "pattern": f"^{_TASK_ID_PATTERN}$",
+        "description": "The children of this task.",
+        "examples": ["0199d3f0-5b6e-7000-8a4c-3f1f2a9d7c11"],
     },
     "created_after": {
         **TIME.schema,
@@ -133,6 +140,9 @@ def task_filter(found: dict[str, str]) -> TaskFilter:
         problems.append(("task_type", reason))
     if worker_id is not None and not _WORKER_ID.fullmatch(worker_id):
         problems.append(("worker_id", "must be 1 to 64 letters, digits or any of _ . -"))
+    parent_id = found.get("parent_id")
+    if parent_id is not None and not is_task_id(parent_id):
+        problems.append(("parent_id", "must be the id of a task"))
     times: dict[str, int | None] = {}
     for name in ("created_after", "created_before"):
         # A plus that was not escaped arrives as a blank.
@@ -146,6 +156,7 @@ def task_filter(found: dict[str, str]) -> TaskFilter:
         status=None if status is None else Status(status),
         task_type=task_type,
         worker_id=worker_id,
+        parent_id=parent_id,
         created_after=times["created_after"],
         created_before=times["created_before"],
     )

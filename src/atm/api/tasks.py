@@ -10,12 +10,13 @@ import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 
+from atm import families
 from atm.api import body, operations, query, views
 from atm.api.answer import BAD_STATE, KEY_CONFLICT, NO_TASK, ApiError, invalid, success
 from atm.api.operations import PREFIX, serve
 from atm.coordinator import CancelRequest, Hint, TaskEvent
 from atm.errors import IdempotencyConflict
-from atm.store import CancelState, Created, NewTask, TaskFilter
+from atm.store import CancelState, CancelVerdict, Created, NewTask, TaskFilter
 from atm.task import Status, Task, TaskType
 
 if TYPE_CHECKING:
@@ -145,9 +146,7 @@ class TaskRoutes:
         if verdict.state is CancelState.UNKNOWN:
             raise _no_task(task_id)
         if verdict.state is CancelState.REQUESTED:
-            assert verdict.worker_id is not None
-            request_ = CancelRequest(task_id, verdict.attempt)
-            await self._coordinator.request_cancel(verdict.worker_id, request_)
+            await self._request_cancel(task_id, verdict)
             task = await self._waiters.ended(task_id, self._cancel_patience)
             if task is None:
                 raise _no_task(task_id)
@@ -162,6 +161,19 @@ class TaskRoutes:
         if status is not Status.CANCELLED:
             raise ApiError(BAD_STATE, f"the task is {status} and cannot be cancelled")
         return success(message=operations.CANCELLED)
+
+    async def _request_cancel(self, task_id: str, verdict: CancelVerdict) -> None:
+        """Tell the task's worker; and the workers of its children, before or after which it may end."""
+        if verdict.worker_id is not None:
+            request_ = CancelRequest(task_id, verdict.attempt)
+            await self._coordinator.request_cancel(verdict.worker_id, request_)
+        if verdict.children:
+            await families.cancel_children(self._store, self._coordinator, [task_id])
+        if verdict.worker_id is None:
+            # Without living children it ends now; else when the leader sees that they have ended.
+            (verdict,) = await self._store.cancel([task_id])
+            if verdict.changed and verdict.state is CancelState.CANCELLED:
+                await self._coordinator.publish([TaskEvent(task_id, Status.CANCELLED)])
 
     async def retry(self, task_id: str) -> Response:
         query.arguments()

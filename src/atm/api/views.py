@@ -73,6 +73,7 @@ class TaskView(TypedDict):
     started_at: Annotated[Any, _text("When the attempt began that runs or was the last.", **_MAYBE_WHEN)]
     completed_at: Annotated[Any, _text("When it ended.", **_MAYBE_WHEN)]
     progress: Annotated[Progress | None, Meta(description="As its executor reports it.")]
+    parent_id: Annotated[Any, _text("Whose child it is.", type=["string", "null"], format="uuid")]
     pending_reason: NotRequired[
         Annotated[PendingReason, Meta(description="Why it waits: only while it is PENDING, and not in lists.")]
     ]
@@ -197,6 +198,7 @@ def task(found: Task) -> TaskView:
         "started_at": when(found.started_ms),
         "completed_at": when(found.completed_ms),
         "progress": cast("Any", raw(found.progress_json)),
+        "parent_id": found.parent_id,
     }
 
 

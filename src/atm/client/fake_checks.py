@@ -110,6 +110,7 @@ FILTERS: Mapping[str, Check] = {
     "worker_id": lambda value: (
         None if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value) else "must be 1 to 64 letters, digits or any of _ . -"
     ),
+    "parent_id": lambda value: None if re.fullmatch(r"[0-9a-f-]{36}", value) else "must be the id of a task",
     "created_after": _time,
     "created_before": _time,
     "limit": lambda value: (

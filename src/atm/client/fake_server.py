@@ -204,7 +204,9 @@ class FakeServer(FakeTasks):
             row.view
             for row in reversed(self._rows.values())
             if all(
-                row.view.get(name) == query[name] for name in ("status", "task_type", "worker_id") if name in query
+                row.view.get(name) == query[name]
+                for name in ("status", "task_type", "worker_id", "parent_id")
+                if name in query
             )
             and (after is None or (checks.moment(row.view["created_at"]) or 0) >= after)
             and (before is None or (checks.moment(row.view["created_at"]) or 0) < before)

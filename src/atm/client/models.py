@@ -66,6 +66,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime | None = None
     completed_at: datetime | None = None
     progress: TaskProgress | None = None
+    parent_id: str | None = None
+    """The task that has started it as its child."""
     pending_reason: str | None = None
     """Why it waits: only while it is PENDING, and not in lists."""
 

@@ -130,6 +130,7 @@ class Verbs(Generic[H]):
         status: Status | str | None = None,
         task_type: str | None = None,
         worker_id: str | None = None,
+        parent_id: str | None = None,
         created_after: datetime | str | None = None,
         created_before: datetime | str | None = None,
         limit: int | None = None,
@@ -143,7 +144,9 @@ class Verbs(Generic[H]):
             limit: tasks on the page, 1 to 500; None: 50.
             cursor: the ``next_cursor`` of the page before.
         """
-        query = calls.task_query(status, task_type, worker_id, created_after, created_before, limit, cursor)
+        query = calls.task_query(
+            status, task_type, worker_id, parent_id, created_after, created_before, limit, cursor
+        )
         return calls.page(self._session, query)
 
     @Walk
@@ -153,12 +156,15 @@ class Verbs(Generic[H]):
         status: Status | str | None = None,
         task_type: str | None = None,
         worker_id: str | None = None,
+        parent_id: str | None = None,
         created_after: datetime | str | None = None,
         created_before: datetime | str | None = None,
         page_size: int | None = None,
     ) -> Pages:
         """All tasks, newest first, page after page as they are needed; ``page_size``: 1 to 500 at a time."""
-        query = calls.task_query(status, task_type, worker_id, created_after, created_before, page_size, None)
+        query = calls.task_query(
+            status, task_type, worker_id, parent_id, created_after, created_before, page_size, None
+        )
         while True:
             found = yield calls.page(self._session, query)
             if found.next_cursor is None:

@@ -6,15 +6,17 @@ Each duty is carried out again after a pause when the store is away.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
+from atm import families
 from atm.coordinator import Coordinator, Hint, TaskEvent
 from atm.errors import StoreUnavailable
 from atm.metrics import Metrics
 from atm.store import Position, Store, Waiting
-from atm.task import QUEUES, Status
+from atm.task import QUEUES, TERMINAL, Status
 
 PAGE = 500
 SWEEP_INTERVAL = 1.0
@@ -46,6 +48,7 @@ class Recovery:
             await self._coordinator.unregister(worker_id)
         if lost or self._looks % EXPIRIES_PER_RECOVERY == 0:
             await recover_lost(self._store, self._coordinator, self._metrics)
+        await settle(self._store, self._coordinator)
         self._looks += 1
 
 
@@ -56,10 +59,25 @@ async def recover_lost(store: Store, coordinator: Coordinator, metrics: Metrics)
         metrics.recoveries.inc(len(lost))
         again = [Hint(r.task_id, r.task_type, r.priority) for r in lost if r.status is Status.PENDING]
         await coordinator.push(again)
-        await coordinator.publish([TaskEvent(r.task_id, r.status) for r in lost if r.status is not Status.PENDING])
+        await coordinator.publish([TaskEvent(r.task_id, r.status) for r in lost if r.status in TERMINAL])
         if lost:
             logger.warning("recovered %d tasks of lost workers, %d run again", len(lost), len(again))
         if len(lost) < PAGE:
+            return
+
+
+async def settle(store: Store, coordinator: Coordinator) -> None:
+    """End tasks that no worker has and that wait for their children; these are ended first."""
+    while True:
+        found = await store.settle(PAGE)
+        waiting = [s.task_id for s in found if s.status not in TERMINAL]
+        ended = [s for s in found if s.status in TERMINAL]
+        await coordinator.publish([TaskEvent(s.task_id, s.status) for s in ended])
+        for task_type, count in Counter(s.task_type for s in ended).items():
+            await coordinator.unblock(task_type, count)
+        if waiting:
+            await families.cancel_children(store, coordinator, waiting)
+        if len(found) < PAGE or not ended:
             return
 
 

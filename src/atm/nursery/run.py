@@ -38,7 +38,7 @@ _encode_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=
 class Run:
     """An attempt under way on this worker."""
 
-    __slots__ = ("context", "ended_at", "executor", "outcome", "scope", "settings", "started_at", "task")
+    __slots__ = ("context", "ended_at", "executor", "looks", "outcome", "scope", "settings", "started_at", "task")
 
     def __init__(self, task: Task, settings: TaskType, executor: Executor, now: float) -> None:
         self.task = task
@@ -46,6 +46,7 @@ class Run:
         self.executor = executor
         self.started_at = now
         self.ended_at: float | None = None
+        self.looks = 0  # whether its children have ended, when it is to be recorded
         self.scope = trio.CancelScope(deadline=now + task.timeout)
         self.context: Context
         self.outcome: Outcome
@@ -69,6 +70,8 @@ async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
         with run.scope:
             try:
                 value = await run.executor.execute(run.context, run.task)
+                if run.context.children is not None and _is_success(value):
+                    await run.context.children_ended()
             except BaseException as caught:
                 error = caught
                 raise
@@ -108,6 +111,10 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
+
+
+def _is_success(value: Any) -> bool:
+    return not isinstance(value, TaskResult) or value.success
 
 
 def _judge_value(run: Run, value: Any) -> Outcome:

@@ -152,6 +152,9 @@ async def _do_not_linger(parts: Parts) -> None:
 async def _start_worker_services(root: trio.Nursery, parts: Parts, worker: Worker) -> None:
     root.start_soon(worker.record)
     root.start_soon(worker.report)
+    root.start_soon(worker.end_children)
+    root.start_soon(worker.family.look)
+    root.start_soon(worker.family.listen)
     await root.start(parts.coordinator.listen_cancels, worker.id, worker.on_cancel)
     try:
         await worker.enrol()
@@ -244,12 +247,12 @@ async def _drain(parts: Parts, worker: Worker, runs: trio.Nursery) -> None:
     """Let runs finish within the grace time, then cancel them."""
     worker.draining = True
     await parts.coordinator.register(worker.info())
-    if worker.load:
-        logger.info("draining: %d tasks get up to %g s to finish", worker.load, parts.grace)
+    if worker.busy:
+        logger.info("draining: %d tasks get up to %g s to finish", worker.busy, parts.grace)
     with trio.move_on_after(parts.grace):
         await worker.idle()
         return
-    logger.warning("grace time is over: %d tasks are cancelled and released", worker.load)
+    logger.warning("grace time is over: %d tasks are cancelled and released", worker.busy)
     runs.cancel_scope.cancel(reason=SHUTDOWN)
     with trio.move_on_after(worker.cleanup_budget + STUCK_MARGIN):
         await worker.idle()

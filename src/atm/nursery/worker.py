@@ -10,23 +10,28 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import trio
+from msgspec.structs import replace
 
+from atm import families
 from atm.coordinator import CancelRequest, Coordinator, Hint, TaskEvent, WorkerInfo
-from atm.errors import StoreUnavailable
 from atm.executor import Context, Executor
 from atm.flag import Flag
 from atm.metrics import Metrics
+from atm.nursery.family import Family
+from atm.nursery.patience import persist
 from atm.nursery.run import Run, attempt
+from atm.nursery.slots import Slots
 from atm.store import Claimed, Lease, Note, Outcome, Refusal, Refused, Store
 from atm.task import Status, Task
 
 RECORD_BATCH = 500
-BACKOFF = (0.05, 2.0)
-"""Seconds between two tries while the store is away: the first pause, and the longest."""
+FAMILY_PAUSE = (0.02, 1.0)
+"""Seconds between two looks whether the children of ended runs have ended: the first, and the longest."""
 
 LEASE_MARGIN = 1.0
 """Seconds before the store's end of a lease at which its holder takes it to be over."""
@@ -39,8 +44,6 @@ NO_LEASE_PAUSE = 1.0
 """Seconds until a task is offered again that was claimed under a lease that is over."""
 
 logger = logging.getLogger("atm.worker")
-
-T = TypeVar("T")
 
 
 class Worker:
@@ -90,7 +93,10 @@ class Worker:
         self._claiming: set[str] = set()
         self._early_cancels: set[tuple[str, int]] = set()
         self._ended: list[Run] = []
-        self._busy = 0
+        self._slots = Slots(capacity)
+        self.family = Family(store, coordinator, metrics, self._slots, self._slot_freed)
+        self._orphaned: list[Run] = []
+        self._to_end_children = Flag()
         self._unrecorded = 0
         self._to_record = Flag()
         self._to_report = Flag()
@@ -99,8 +105,13 @@ class Worker:
 
     @property
     def load(self) -> int:
-        """Busy slots: runs whose executor has not ended."""
-        return self._busy
+        """Busy slots: runs whose executor has not ended, but for those that lent theirs."""
+        return self._slots.load
+
+    @property
+    def busy(self) -> int:
+        """Runs whose executor has not ended."""
+        return self._slots.runs
 
     def info(self) -> WorkerInfo:
         return WorkerInfo(
@@ -199,6 +210,7 @@ class Worker:
         settled: list[Hint] = []
         later: list[Hint] = []
         claimed: list[Claimed] = []
+        expired: list[Hint] = []
         unused: dict[str, int] = {}
         for hint, verdict in zip(hints, verdicts, strict=True):
             if isinstance(verdict, Claimed):
@@ -208,7 +220,9 @@ class Worker:
                 continue
             else:
                 unused[hint.task_type] = unused.get(hint.task_type, 0) + 1
-                if verdict.reason is not Refusal.GONE:
+                if verdict.reason is Refusal.EXPIRED:
+                    expired.append(hint)
+                if verdict.reason in (Refusal.NOT_DUE, Refusal.NO_LEASE):
                     pause = verdict.due_in or NO_LEASE_PAUSE
                     later.append(Hint(hint.task_id, hint.task_type, hint.priority, pause))
             settled.append(hint)
@@ -220,6 +234,8 @@ class Worker:
             await self._coordinator.unblock(task_type, count)
         if later:
             await self._coordinator.push(later)
+        if expired:
+            await self._publish_ends((hint.task_id, Status.TIMEOUT) for hint in expired)
 
     async def _start_runs(self, claimed: list[Claimed], runs: trio.Nursery) -> None:
         now = trio.current_time()
@@ -231,9 +247,9 @@ class Worker:
     def _start_run(self, claimed: Claimed, runs: trio.Nursery, now: float) -> None:
         task = claimed.task
         run = Run(task, claimed.settings, self.executors[task.task_type], now)
-        run.context = Context(task, self.id, run.scope, self._note, self.cleanup_budget)
+        run.context = Context(task, self.id, run.scope, self._note, self.cleanup_budget, family=self.family)
         self.runs[task.task_id] = run
-        self._busy += 1
+        self._slots.take()
         if (task.task_id, task.attempt) in self._early_cancels:
             run.cancel()
         runs.start_soon(attempt, run, self._run_ended, name=task.task_type)
@@ -279,6 +295,10 @@ class Worker:
     async def _release(self, strays: list[Outcome]) -> None:
         verdicts = await self._store.finish(self.lease, strays)
         ends = [(outcome.task_id, v.status) for outcome, v in zip(strays, verdicts, strict=True) if v.status]
+        parents = [outcome.task_id for outcome, v in zip(strays, verdicts, strict=True) if v.children]
+        if parents:
+            # At another beat, when their children have ended.
+            await families.cancel_children(self._store, self._coordinator, parents)
         if ends:
             logger.warning("released %d tasks that were claimed but do not run", len(ends))
             await self._publish_ends(ends)
@@ -291,12 +311,15 @@ class Worker:
 
     def _run_ended(self, run: Run) -> None:
         self._ended.append(run)
-        self._busy -= 1
+        self._slots.leave()
         self._unrecorded += 1
         self._to_record.set()
         self._to_report.set()
-        if not self._busy:
+        if not self._slots.runs:
             self._idle.set()
+
+    def _slot_freed(self) -> None:
+        self._to_report.set()
 
     async def report(self) -> None:
         """Tell the coordinator of freed slots at once, without waiting for the record."""
@@ -322,6 +345,11 @@ class Worker:
         room: dict[str, int] = {}
         retried = 0
         for run, verdict in zip(batch, verdicts, strict=True):
+            if verdict.children:
+                self._orphaned.append(run)
+                self._to_end_children.set()
+                continue
+            self._unrecorded -= 1
             task = run.task
             if self.runs.get(task.task_id) is run:
                 del self.runs[task.task_id]
@@ -340,7 +368,6 @@ class Worker:
                 seconds.setdefault((task.task_type, ended_as), []).append(run.seconds)
             if ended_as is not Status.SUCCESS:
                 _tell(run, ended_as, verdict.status)
-        self._unrecorded -= len(batch)
         self._metrics.retries.inc(retried)
         for (task_type, status), values in seconds.items():
             self._metrics.ended(task_type, status, values)
@@ -350,13 +377,32 @@ class Worker:
             await self._coordinator.push(again)
         await self._publish_ends(ends)
 
+    async def end_children(self) -> None:
+        """End the children of runs that have ended for good, and have those recorded when that is done."""
+        while True:
+            await self._to_end_children.wait()
+            runs, self._orphaned = self._orphaned, []
+            first, longest = FAMILY_PAUSE
+            pause = longest
+            for run in runs:
+                cancel = partial(families.cancel_children, self._store, self._coordinator, [run.task.task_id])
+                met = await persist(cancel, "cancel children")
+                if not run.looks:
+                    _count_children(run, met)
+                pause = min(pause, first * 1.5 ** min(run.looks, 10))
+                run.looks += 1
+            await trio.sleep(pause)
+            # Those whose children live still come back here.
+            self._ended += runs
+            self._to_record.set()
+
     def unended(self) -> list[Run]:
         """Runs whose executor has not ended."""
         return [run for run in self.runs.values() if run.ended_at is None]
 
     async def idle(self) -> None:
         """Return when no executor runs."""
-        while self._busy:
+        while self._slots.runs:
             self._idle = trio.Event()
             await self._idle.wait()
 
@@ -372,6 +418,13 @@ def _wait(task: Task) -> float:
     return max(0, (task.started_ms or 0) - task.due_ms) / 1000
 
 
+def _count_children(run: Run, count: int) -> None:
+    if count:
+        run.context.count_reaped("children", count)
+        what = "1 child" if count == 1 else f"{count} children"
+        run.outcome = replace(run.outcome, message=f"{run.outcome.message}; {what} ended with it")
+
+
 def _tell(run: Run, ended_as: Status, now: Status) -> None:
     """A log line of an attempt that did not succeed."""
     if ended_as is Status.PENDING:
@@ -384,15 +437,3 @@ def _tell(run: Run, ended_as: Status, now: Status) -> None:
 
 def about(run: Run) -> dict[str, Any]:
     return {"task_id": run.task.task_id, "task_type": run.task.task_type, "attempt": run.task.attempt}
-
-
-async def persist(verb: Callable[[], Awaitable[T]], what: str) -> T:
-    """Carry out a store verb, again and again while the store is away."""
-    pause, longest = BACKOFF
-    while True:
-        try:
-            return await verb()
-        except StoreUnavailable as error:
-            logger.error("cannot %s yet: %s", what, error)
-            await trio.sleep(pause)
-            pause = min(pause * 2, longest)

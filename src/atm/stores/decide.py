@@ -13,8 +13,21 @@ from typing import Any, NamedTuple
 import msgspec
 
 from atm.errors import IdempotencyConflict
-from atm.store import CancelState, CancelVerdict, Created, Finished, NewTask, Outcome, Recovered, Waiting
-from atm.task import MAX_RECOVERIES, REOPENABLE, LogType, Status, TaskType
+from atm.store import (
+    CancelState,
+    CancelVerdict,
+    Created,
+    Finished,
+    NewChild,
+    NewTask,
+    Outcome,
+    Recovered,
+    Settled,
+    Spawned,
+    SpawnState,
+    Waiting,
+)
+from atm.task import MAX_RECOVERIES, REOPENABLE, LogType, Status, Task, TaskType
 
 SWEEP_FIRST = 2_000
 """A due task that nobody claims is looked at after this long, then after twice as long, and so on."""
@@ -29,6 +42,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     """What a decision reads of a task; the order of the fields is the order of the stores' SELECT.
 
     ``seq`` is the store's own name of the task: a number where it has short ones.
+    ``children``: it has had some; only then the store has to look whether it is ``busy``: one of them lives.
     """
 
     seq: int | str
@@ -44,6 +58,30 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     worker_id: str | None
     max_retry: int
     due_ms: int
+    children: int = 0
+    expires_ms: int | None = None
+    busy: bool = False
+
+
+class Parent(msgspec.Struct, array_like=True, gc=False):
+    """What is read of a task that starts a child."""
+
+    seq: int | str
+    task_id: str
+    task_type: str
+    status: Status
+    attempt: int
+    worker_id: str | None
+    cancel_requested_ms: int | None
+    started_ms: int | None
+    timeout: float
+    expires_ms: int | None
+
+    @property
+    def deadline(self) -> int:
+        """When the attempt that runs times out."""
+        own = (self.started_ms or 0) + round(min(self.timeout, 1e9) * 1000)
+        return own if self.expires_ms is None else min(own, self.expires_ms)
 
 
 class End(msgspec.Struct, array_like=True, gc=False):
@@ -157,9 +195,12 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
     if row is None or row.attempt != outcome.attempt:
         return Finished(None), None
     if row.status is not Status.PROCESSING:
-        if row.status not in _possible_ends(outcome):
+        if row.status not in _possible_ends(row, outcome):
             return Finished(None), None
         return Finished(row.status, max(0, row.due_ms - now) / 1000 if row.status is Status.PENDING else 0.0), None
+    again = outcome.retry_in is not None and not _is_late(row, outcome.retry_in, now)
+    if row.busy and (row.cancel_requested_ms is not None or not (again or outcome.status is Status.PENDING)):
+        return Finished(None, children=True), None
     if outcome.details is not None:
         log(Log(row.seq, "ERROR", None, None, outcome.details, row.worker_id, row.attempt))
     if row.cancel_requested_ms is not None:
@@ -168,7 +209,7 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
     if outcome.status is Status.PENDING:
         row.releases += 1
         return Finished(Status.PENDING), _to_pending(row, outcome.message, now, 0, log)
-    if outcome.status in (Status.FAILED, Status.TIMEOUT) and outcome.retry_in is not None:
+    if outcome.status in (Status.FAILED, Status.TIMEOUT) and outcome.retry_in is not None and again:
         log(step(row, outcome.status, outcome.message))
         row.status = outcome.status
         row.retry_count += 1
@@ -177,11 +218,19 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
         change.keep_body = False
         change.error_json, change.progress_json = outcome.error_json, outcome.progress_json
         return Finished(Status.PENDING, outcome.retry_in), change
-    return _end(row, outcome.status, outcome, outcome.message, log)
+    late = "" if outcome.retry_in is None else "; its parent's deadline leaves no time for a retry"
+    return _end(row, outcome.status, outcome, outcome.message + late, log)
 
 
-def _possible_ends(outcome: Outcome) -> tuple[Status, ...]:
+def _is_late(row: Row, retry_in: float, now: int) -> bool:
+    """Whether a retry would come after the deadline that the task has from its parent."""
+    return row.expires_ms is not None and now + retry_in * 1000 >= row.expires_ms
+
+
+def _possible_ends(row: Row, outcome: Outcome) -> tuple[Status, ...]:
     """The states that an earlier commit of this very outcome can have led to."""
+    if outcome.retry_in is not None and row.expires_ms is not None:
+        return (Status.PENDING, outcome.status, Status.CANCELLED)
     if outcome.retry_in is not None or outcome.status is Status.PENDING:
         return (Status.PENDING, Status.CANCELLED)
     return (outcome.status, Status.CANCELLED)
@@ -197,6 +246,14 @@ def _end(row: Row, status: Status, outcome: Outcome, message: str, log: AddLog) 
 def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Change | None]:
     if row is None:
         return CancelVerdict(CancelState.UNKNOWN), None
+    if row.status is Status.PENDING and row.busy:
+        row.cancel_requested_ms = now
+        log(step(row, Status.PROCESSING, "Cancellation requested; its children end first"))
+        change = _wait_for_children(row, now)
+        return CancelVerdict(CancelState.REQUESTED, row.status, changed=True, children=True), change
+    if _waits_for_children(row) and not row.busy:
+        row.cancel_requested_ms = row.cancel_requested_ms or now
+        return CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True), _settle(row, now, log)
     if row.status is Status.PENDING:
         log(step(row, Status.CANCELLED, "Task cancelled"))
         row.status = Status.CANCELLED
@@ -205,7 +262,9 @@ def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Chang
         return CancelVerdict(CancelState.CANCELLED, row.status, changed=True), change
     if row.status is Status.PROCESSING:
         first = row.cancel_requested_ms is None
-        verdict = CancelVerdict(CancelState.REQUESTED, row.status, row.worker_id, row.attempt, changed=first)
+        verdict = CancelVerdict(
+            CancelState.REQUESTED, row.status, row.worker_id, row.attempt, changed=first, children=row.busy
+        )
         if first:
             row.cancel_requested_ms = now
             log(Log(row.seq, "INFO", None, None, "Cancellation requested", row.worker_id, row.attempt))
@@ -214,13 +273,13 @@ def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Chang
     return CancelVerdict(state, row.status), None
 
 
-def reopen(row: Row, now: int, log: AddLog) -> Change | None:
+def reopen(row: Row, now: int, log: AddLog, message: str = "Retry requested") -> Change | None:
     """A user's retry: budgets start anew, the fencing token goes on. None when the state forbids it."""
     if row.status not in REOPENABLE:
         return None
     row.retry_count = row.recoveries = row.releases = 0
     row.cancel_requested_ms = None
-    change = _to_pending(row, "Retry requested", now, 0, log, LogType.RETRY)
+    change = _to_pending(row, message, now, 0, log, LogType.RETRY)
     change.keep_body = False
     change.opened = True
     return change
@@ -228,21 +287,155 @@ def reopen(row: Row, now: int, log: AddLog) -> Change | None:
 
 def recover(row: Row, now: int, delay_ms: int, log: AddLog) -> tuple[Recovered, Change]:
     """The worker of this row is lost."""
-    if row.cancel_requested_ms is not None:
+    if row.cancel_requested_ms is None and row.recoveries >= MAX_RECOVERIES:
+        row.recoveries += 1
+        change = _wait_for_children(row, now, log) if row.busy else _poison(row, now, log)
+    elif row.cancel_requested_ms is not None and row.busy:
+        change = _wait_for_children(row, now, log)
+    elif row.cancel_requested_ms is not None:
         log(step(row, Status.CANCELLED, "Cancelled; the worker was lost"))
         row.status = Status.CANCELLED
         change = _change(row, completed_ms=now, keep_body=True)
-    elif row.recoveries >= MAX_RECOVERIES:
-        row.recoveries += 1
-        message = f"Worker lost {row.recoveries} times: the task is taken for poison"
-        log(step(row, Status.FAILED, message))
-        row.status = Status.FAILED
-        change = _change(row, completed_ms=now)
-        change.error_json = json.dumps({"type": "WorkerLost", "message": message, "retryable": False})
     else:
         row.recoveries += 1
         change = _to_pending(row, "Recovered: its worker was lost", now, delay_ms, log)
     return Recovered(row.task_id, row.task_type, row.priority, row.status), change
+
+
+def _poison(row: Row, now: int, log: AddLog) -> Change:
+    message = f"Worker lost {row.recoveries} times: the task is taken for poison"
+    log(step(row, Status.FAILED, message))
+    row.status = Status.FAILED
+    change = _change(row, completed_ms=now)
+    change.error_json = json.dumps({"type": "WorkerLost", "message": message, "retryable": False})
+    return change
+
+
+# parents and children
+
+NEAR = 1_000
+"""A running child is left to its parent's deadline when that is so near, or passed no longer than OVERRUN ago."""
+
+_KEY_MARK = "\x1f"  # no key of a user's holds a control character
+
+
+def child_key(parent_id: str, ordinal: int) -> str:
+    """The idempotency key of a child."""
+    return f"{_KEY_MARK}{parent_id}/{ordinal}"
+
+
+def child_keys(parent_id: str) -> tuple[str, str]:
+    """The keys of all children of a task lie between these."""
+    return f"{_KEY_MARK}{parent_id}/", f"{_KEY_MARK}{parent_id}0"  # 0 comes next after /
+
+
+def refusal_to_spawn(parent: Parent | None, child: NewChild) -> Spawned | None:
+    """Why this attempt may not start a child; None when it may."""
+    if (
+        parent is None
+        or parent.status is not Status.PROCESSING
+        or (parent.attempt, parent.worker_id) != (child.attempt, child.worker_id)
+    ):
+        return Spawned(SpawnState.STALE)
+    return None if parent.cancel_requested_ms is None else Spawned(SpawnState.CANCELLED)
+
+
+def started(parent: Parent, child: NewChild) -> Log:
+    """Tells the parent's log of a new child."""
+    message = f"Child {child.ordinal} started: {child.task.task_type} {child.task.task_id}"
+    return Log(parent.seq, "INFO", None, None, message, parent.worker_id, parent.attempt)
+
+
+def rejoin(row: Row, payload_json: str, child: NewChild, now: int, log: AddLog) -> tuple[Spawned, Change | None]:
+    """A child that was started before: by an earlier try of this call, or by a former attempt of the parent.
+
+    One that a user has cancelled stays so until a user retries it.
+    """
+    if row.task_id == child.task.task_id:
+        return Spawned(SpawnState.CREATED, row.task_id), None
+    if not same_request(child.task, row.task_type, payload_json):
+        return Spawned(SpawnState.CONFLICT, row.task_id), None
+    if row.status not in REOPENABLE or (row.status is Status.CANCELLED and row.expires_ms != 0):
+        return Spawned(SpawnState.JOINED, row.task_id), None
+    return Spawned(SpawnState.REOPENED, row.task_id), reopen(row, now, log, "Its parent tries again")
+
+
+def cancel_child(row: Row, now: int, log: AddLog) -> tuple[CancelVerdict, Change | None]:
+    """The parent ends: so does this child, if it lives."""
+    if row.expires_ms is not None and row.expires_ms > 0:
+        if row.status is Status.PENDING and row.expires_ms <= now and not row.busy:
+            log(_expiry(row.seq))
+            row.status = Status.TIMEOUT
+            change = _change(row, completed_ms=now)
+            change.error_json = EXPIRED_ERROR
+            return CancelVerdict(CancelState.TERMINAL, row.status, changed=True), change
+        if row.status is Status.PROCESSING and row.worker_id and -OVERRUN < row.expires_ms - now < NEAR:
+            return CancelVerdict(CancelState.REQUESTED, row.status), None
+    return cancel(row, now, log)
+
+
+EXPIRED_ERROR = json.dumps(
+    {"type": "Timeout", "message": "its parent's deadline passed before it started", "retryable": False}
+)
+
+
+def _expiry(seq: int | str) -> Log:
+    message = "Its parent's deadline passed before it started"
+    return Log(seq, "STATE_CHANGE", "PENDING", "TIMEOUT", message, None, None)
+
+
+def expired(seq: int | str, log: AddLog) -> End:
+    """A child that was to start too late."""
+    log(_expiry(seq))
+    return End(seq, Status.TIMEOUT, None, EXPIRED_ERROR, None)
+
+
+def time_left(task: Task, now: int) -> float:
+    """Seconds that an attempt which begins now has: its timeout, but no more than its parent has.
+
+    0: it must not start. A task that has children itself is started all the same, to be ended with them.
+    """
+    if task.expires_ms is None:
+        return task.timeout
+    left = (task.expires_ms - now) / 1000
+    return min(task.timeout, max(left, 0.001) if task.children else max(left, 0.0))
+
+
+def settle(row: Row, now: int, log: AddLog) -> tuple[Settled, Change | None]:
+    """End a task that has no worker and waited for its children, if they have ended."""
+    change = _settle(row, now, log) if _waits_for_children(row) and not row.busy else None
+    return Settled(row.task_id, row.task_type, row.status), change
+
+
+def _settle(row: Row, now: int, log: AddLog) -> Change:
+    if row.cancel_requested_ms is None:
+        return _poison(row, now, log)
+    log(step(row, Status.CANCELLED, "Task cancelled; its children have ended"))
+    row.status = Status.CANCELLED
+    return _change(row, completed_ms=now, keep_body=True)
+
+
+def _waits_for_children(row: Row) -> bool:
+    return row.status is Status.PROCESSING and row.worker_id is None
+
+
+def _wait_for_children(row: Row, now: int, log: AddLog | None = None) -> Change:
+    """PROCESSING without a worker: nobody claims it, nobody recovers it."""
+    if log is not None:
+        log(
+            Log(
+                row.seq,
+                "INFO",
+                None,
+                None,
+                "Its worker was lost; its children end first",
+                row.worker_id,
+                row.attempt,
+            )
+        )
+    row.status = Status.PROCESSING
+    row.worker_id = None
+    return _change(row, sweep_ms=now, keep_body=True)
 
 
 def _to_pending(

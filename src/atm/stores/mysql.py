@@ -26,6 +26,7 @@ from atm.errors import IdempotencyConflict, StartError, StoreUnavailable, Worker
 from atm.lane import Lane
 from atm.serial import Call, fail_all, share
 from atm.store import (
+    CancelledChildren,
     CancelVerdict,
     Claimed,
     Created,
@@ -33,6 +34,7 @@ from atm.store import (
     Held,
     Lease,
     LogRow,
+    NewChild,
     NewTask,
     Note,
     Outcome,
@@ -41,12 +43,15 @@ from atm.store import (
     Refusal,
     Refused,
     Reopened,
+    Settled,
+    Spawned,
+    SpawnState,
     TaskFilter,
     Waiting,
 )
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
-from atm.stores.decide import Change, End, Log, Row
+from atm.stores.decide import Change, End, Log, Parent, Row
 from atm.stores.mysql_driver import (
     OUTAGE,
     RETRY,
@@ -81,6 +86,8 @@ NOT_NULL, DUPLICATE = 1048, 1062
 _read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode
 _read_rows = msgspec.json.Decoder(list[tuple[int, Row, int | None]]).decode
 _read_lost = msgspec.json.Decoder(list[tuple[int, Row, int | None, int]]).decode
+_read_parents = msgspec.json.Decoder(list[Parent]).decode
+_read_children = msgspec.json.Decoder(list[tuple[str, str, int, Row, int | None]]).decode
 _read_tasks = msgspec.json.Decoder(list[Task]).decode
 _read_logs = msgspec.json.Decoder(list[LogRow]).decode
 _read_settings = msgspec.json.Decoder(TaskType).decode
@@ -92,7 +99,7 @@ _read_held = msgspec.json.Decoder(list[tuple[str, int, int, int | None]]).decode
 
 _NO_LEASE = Refused(Refusal.NO_LEASE)
 _GONE = Refused(Refusal.GONE)
-_BLOCKED = Refused(Refusal.BLOCKED)
+_BLOCKED, _EXPIRED = Refused(Refusal.BLOCKED), Refused(Refusal.EXPIRED)
 _SUCCEEDED, _STALE = Finished(Status.SUCCESS), Finished(None)
 _DEFAULTS = TaskType(task_type="")
 T = TypeVar("T")
@@ -170,7 +177,16 @@ class _Transaction:
         for log_count, row, started_ms in _read_rows(joined(found)):
             rows[row.task_id] = row
             logs.know(log_count, row, started_ms)
+        await self.find_busy(rows.values())
         return now, rows
+
+    async def find_busy(self, rows: Iterable[Row]) -> None:
+        """Mark those that have living children. Few tasks have any, and none of these costs a trip."""
+        parents = {row.task_id: row for row in rows if row.children}
+        if parents:
+            for found in await self.run(*texts.busy(parents)):
+                for name in found.column:
+                    parents[name.decode()].busy = True
 
 
 class MySqlStore:
@@ -262,6 +278,10 @@ class MySqlStore:
         keyed = any(task.idempotency_key is not None for task in tasks)
         return cast("list[Created]", await _batch(self._creating, self._create, keyed, tasks, size))
 
+    async def spawn(self, children: Sequence[NewChild]) -> list[Spawned]:
+        size = sum(len(child.task.payload_json) for child in children)
+        return cast("list[Spawned]", await _batch(self._others, self._spawn, None, children, size))
+
     async def claim(self, lease: Lease, task_ids: Sequence[str]) -> list[Claimed | Refused]:
         return cast("list[Claimed | Refused]", await _batch(self._claiming, self._claim, lease, task_ids))
 
@@ -271,6 +291,13 @@ class MySqlStore:
 
     async def cancel(self, task_ids: Sequence[str]) -> list[CancelVerdict]:
         return cast("list[CancelVerdict]", await _batch(self._others, self._cancel, None, task_ids))
+
+    async def cancel_children(self, parents: Sequence[str], limit: int) -> CancelledChildren:
+        argument = (tuple(parents), limit)
+        return cast("CancelledChildren", await self._others.call(self._cancel_children, argument))
+
+    async def settle(self, limit: int) -> list[Settled]:
+        return cast("list[Settled]", await self._chores.call(self._settle, limit))
 
     async def reopen(self, task_ids: Sequence[str]) -> list[Reopened]:
         return cast("list[Reopened]", await _batch(self._others, self._reopen, None, task_ids))
@@ -327,6 +354,14 @@ class MySqlStore:
     async def get(self, task_id: str) -> Task | None:
         found = _read_tasks(await self._read_one(texts.SELECT_TASKS + listing([task_id])))
         return found[0] if found else None
+
+    async def ended(self, task_ids: Sequence[str]) -> set[str]:
+        if not task_ids:
+            await trio.lowlevel.checkpoint()
+            return set()
+        alive = [texts.SELECT_ALIVE + some + texts.AND_ALIVE for some in keys(task_ids)]
+        _, found = await self._read(*alive)
+        return set(task_ids) - {name.decode() for result in found for name in result.column}
 
     async def logs(self, task_id: str) -> list[LogRow] | None:
         # A task is created with its first log row, so no rows means no task.
@@ -527,7 +562,11 @@ class MySqlStore:
         for log_count, task in _read_claimable(rows):
             known = self._claims.get(task.task_id)
             if known is None or known.attempt != task.attempt:
+                if task.children:
+                    log_count = abs(log_count)  # its end takes more than to find it as it is
                 self._claims[task.task_id] = _Claim(task.attempt, log_count, task.started_ms or 0)
+                if task.expires_ms is not None:
+                    task = replace(task, timeout=decide.time_left(task, task.started_ms or 0))
                 claimed[task.task_id] = Claimed(task, types.get(task.task_type) or _DEFAULTS)
         return claimed
 
@@ -604,6 +643,88 @@ class MySqlStore:
         tx.taken |= {task_id: claim.attempt for task_id, claim in claims.taken.items()}
         await tx.run(*claims.statements(), COMMIT)
         self._claims |= claims.taken
+
+    # parents and children
+
+    async def _spawn(self, _: None, calls: list[Call], tx: _Transaction) -> None:
+        types = await self._settings(tx)
+        children: list[NewChild] = [child for call in calls for child in call.rows]
+        logs = Logs()
+        now, _rows = await tx.rows((child.parent_id for child in children), logs)
+        wanted = [decide.child_key(child.parent_id, child.ordinal) for child in children]
+        by_id = [texts.SELECT_PARENTS + some for some in keys(child.parent_id for child in children)]
+        by_key = [texts.SELECT_CHILDREN + some + b" FOR UPDATE" for some in keys(wanted)]
+        found = await tx.run(*by_id, *by_key)
+        parents = {parent.task_id: parent for parent in _read_parents(joined(found[: len(by_id)]))}
+        former: dict[str, tuple[Row, str]] = {}
+        for key, payload, log_count, row, started_ms in _read_children(joined(found[len(by_id) :])):
+            former[key] = row, payload
+            logs.know(log_count, row, started_ms)
+        spawning = _Spawning(now, parents, former, logs)
+        spawning.capped = await self._waiting_for_themselves(children, parents, types, tx)
+        for call in calls:
+            call.succeed([spawning.judge(child) for child in call.rows])
+        inserts = texts.insert_tasks((task, types.get(task.task_type) or _DEFAULTS) for task in spawning.new)
+        await tx.run(*inserts, *spawning.statements(), COMMIT)
+        for parent_id in parents:
+            if (claim := self._claims.get(parent_id)) is not None:
+                self._claims[parent_id] = claim._replace(log_count=abs(claim.log_count))
+
+    async def _waiting_for_themselves(
+        self,
+        children: list[NewChild],
+        parents: Mapping[str, Parent],
+        types: Mapping[str, TaskType],
+        tx: _Transaction,
+    ) -> set[tuple[str, str]]:
+        """By parent and type, the children whose type has a cap that an ancestor of theirs has a slot of."""
+        capped = {name for name, settings in types.items() if settings.max_concurrent is not None}
+        asked = {(child.parent_id, child.task.task_type) for child in children if child.task.task_type in capped}
+        pairs = sorted(asked)
+        found = await tx.run(*(bind(texts.SELECT_ANCESTOR, *pair) for pair in pairs)) if pairs else []
+        return {pair for pair, result in zip(pairs, found, strict=True) if result.rows}
+
+    async def _cancel_children(
+        self, argument: tuple[tuple[str, ...], int], calls: list[Call], tx: _Transaction
+    ) -> None:
+        parents, limit = argument
+        met = 0
+        alive: list[str] = []
+        while parents and len(alive) < limit:
+            found = [
+                row
+                for result in await tx.run(*texts.family(parents, limit))
+                for row in cast("list[tuple[bytes, bytes, bytes]]", result.rows)
+            ]
+            met += len(found)
+            alive += [name.decode() for name, _, asked in found if asked == b"0"]
+            parents = tuple(name.decode() for name, has_children, _ in found if has_children != b"0")
+        verdicts: dict[str, CancelVerdict] = {}
+        if alive:
+            logs = Logs()
+            now, rows = await tx.rows(alive, logs)
+            decisions = {name: decide.cancel_child(row, now, logs.add) for name, row in rows.items()}
+            changes = {name: change for name, (_, change) in decisions.items() if change is not None}
+            verdicts = {name: verdict for name, (verdict, _) in decisions.items() if verdict.changed}
+            marked = [name for name in verdicts if name not in changes]
+            marks = texts.pieces((name, logs.counts[name]) for name in marked)
+            updates = [bind(texts.UPDATE_MARKED, piece, now) for piece in marks]
+            orphaned = [name for name, verdict in verdicts.items() if verdict.status is not Status.TIMEOUT]
+            updates += [texts.UPDATE_ORPHANED + some for some in keys(orphaned)]
+            await tx.run(*updates, *texts.write(changes, logs, now), COMMIT)
+        share(calls, CancelledChildren(met, verdicts))
+
+    async def _settle(self, limit: int, calls: list[Call], tx: _Transaction) -> None:
+        [found] = await tx.run(bind(texts.SELECT_WITHOUT_WORKER, limit))
+        share(calls, [])
+        if not found.rows:
+            return
+        logs = Logs()
+        now, rows = await tx.rows((name.decode() for name in found.column), logs)
+        decisions = [decide.settle(row, now, logs.add) for row in rows.values()]
+        changes = {cast("str", change.seq): change for _, change in decisions if change is not None}
+        await tx.run(*texts.write(changes, logs, now), COMMIT)
+        share(calls, [settled for settled, _ in decisions])
 
     # the other transitions
 
@@ -722,7 +843,9 @@ class MySqlStore:
         logs = Logs()
         changes: dict[str, Change | End] = {}
         recovered: list[Recovered] = []
-        for log_count, row, started_ms, epoch in _read_lost(joined(found)):
+        lost = _read_lost(joined(found))
+        await tx.find_busy(row for _, row, _, _ in lost)
+        for log_count, row, started_ms, epoch in lost:
             if epoch not in living:
                 logs.know(log_count, row, started_ms)
                 delay = random.randrange(RECOVERY_JITTER)
@@ -851,7 +974,9 @@ class _Claims:
         self.found = {item[1].task_id: item for item in found}
         self.room: dict[str, float] = {}
         self.taken: dict[str, _Claim] = {}
+        self.expired: dict[str, Change | End] = {}
         self._now = now
+        self._logs = Logs()
 
     def judge(self, task_id: str) -> Claimed | Refused:
         item = self.found.get(task_id)
@@ -860,18 +985,74 @@ class _Claims:
         log_count, task = item
         if task.due_ms > self._now:
             return Refused(Refusal.NOT_DUE, (task.due_ms - self._now) / 1000)
+        if task.expires_ms is not None:
+            if not (left := decide.time_left(task, self._now)):
+                self._logs.counts[task_id] = log_count
+                self.expired[task_id] = decide.expired(task_id, self._logs.add)
+                return _EXPIRED
+            task = replace(task, timeout=left)
         if task.task_type in self.room:
             if self.room[task.task_type] <= 0:
                 return _BLOCKED
             self.room[task.task_type] -= 1
-        self.taken[task_id] = _Claim(task.attempt, -log_count, self._now)
+        self.taken[task_id] = _Claim(task.attempt, log_count if task.children else -log_count, self._now)
         if task.started_ms != self._now:  # read before the row was locked
             task = replace(task, started_ms=self._now)
         return Claimed(task, self.types.get(task.task_type) or _DEFAULTS)
 
     def statements(self) -> list[bytes]:
         update = bind(texts.UPDATE_CLAIMED, self.lease.worker_id, self.lease.epoch, decide.OVERRUN)
-        return [update + some for some in keys(self.taken)]
+        claims = [update + some for some in keys(self.taken)]
+        return [*claims, *texts.write(self.expired, self._logs, self._now)]
+
+
+class _Spawning:
+    """The children of one transaction. ``former``: by key, those that are there, with their payloads.
+
+    ``capped``: by parent and type, children that would wait for a slot of their ancestors.
+    """
+
+    def __init__(
+        self, now: int, parents: Mapping[str, Parent], former: Mapping[str, tuple[Row, str]], logs: Logs
+    ) -> None:
+        self.new: list[NewTask] = []
+        self.capped: set[tuple[str, str]] = set()
+        self._now = now
+        self._parents = parents
+        self._former = former
+        self._logs = logs
+        self._changes: dict[str, Change | End] = {}
+        self._adopted: list[tuple[str, str, int]] = []
+
+    def judge(self, child: NewChild) -> Spawned:
+        parent = self._parents.get(child.parent_id)
+        if (refusal := decide.refusal_to_spawn(parent, child)) is not None:
+            return refusal
+        assert parent is not None
+        key = decide.child_key(child.parent_id, child.ordinal)
+        if key in self._former:
+            row, payload = self._former[key]
+            spawned, change = decide.rejoin(row, payload, child, self._now, self._logs.add)
+            if change is not None:
+                self._changes[spawned.task_id] = change
+        elif (child.parent_id, child.task.task_type) in self.capped:
+            return Spawned(SpawnState.CAPPED)
+        else:
+            self.new.append(replace(child.task, idempotency_key=key))
+            spawned = Spawned(SpawnState.CREATED, child.task.task_id)
+            self._logs.add(decide.started(parent, child))
+        if spawned.state is not SpawnState.CONFLICT:
+            self._adopted.append((spawned.task_id, child.parent_id, parent.deadline))
+        return spawned
+
+    def statements(self) -> list[bytes]:
+        parents = sorted({parent_id for _, parent_id, _ in self._adopted})
+        rows = texts.pieces((parent_id, self._logs.counts[parent_id]) for parent_id in parents)
+        return [
+            *texts.write(self._changes, self._logs, self._now),
+            *(bind(texts.UPDATE_PARENTS, piece) for piece in rows),
+            *(bind(texts.UPDATE_ADOPTED, piece) for piece in texts.pieces(self._adopted)),
+        ]
 
 
 async def _batch(

@@ -13,14 +13,19 @@ from importlib import resources
 from atm.errors import StartError
 from atm.stores.mysql_driver import Connection, Rejected, bind
 
-VERSION = 1
+VERSION = 2
 
-MIGRATIONS: Mapping[int, Sequence[str]] = {}
+MIGRATIONS: Mapping[int, Sequence[str]] = {
+    2: [
+        "ALTER TABLE task ADD COLUMN parent_id VARBINARY(64), ADD COLUMN expires_at BIGINT, "
+        "ADD COLUMN children TINYINT NOT NULL DEFAULT 0"
+    ]
+}
 """By version, the statements that lead to it from the one before. They may be cut off and are run again then."""
 
 MIN_MYSQL, MIN_MARIADB = (8, 0, 4), (10, 6)
 LOCK_PATIENCE = 60
-_NO_SUCH_TABLE, _DENIED = 1146, frozenset({1142, 1044, 1227})
+_NO_SUCH_TABLE, _HAS_COLUMN, _DENIED = 1146, 1060, frozenset({1142, 1044, 1227})
 
 
 async def migrate(
@@ -62,7 +67,11 @@ async def _change(connection: Connection, version: int, migrations: Mapping[int,
         found_after = found
     for number in range(found_after + 1, version + 1):
         for text in migrations[number]:
-            await connection.run(text.encode())
+            try:
+                await connection.run(text.encode())
+            except Rejected as error:
+                if error.code != _HAS_COLUMN:  # added before this was cut off
+                    raise
         await connection.run(bind("UPDATE schema_version SET version = %s WHERE id = 1", number))
     return found
 

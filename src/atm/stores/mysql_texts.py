@@ -46,16 +46,16 @@ def _text(*columns: str) -> str:
 _TASK = (
     f"{_text('t.task_id', 'task_type', 'status')}, priority, payload, timeout, max_retry, attempt, retry_count, "
     f"recoveries, releases, {_text('worker_id')}, created_at, due_at, scheduled_at, started_at, completed_at, "
-    "cancel_requested_at, result, error, progress"
+    f"cancel_requested_at, result, error, progress, {_text('parent_id')}, expires_at, children"
 )
 _ROW = (
     f"{_text('task_id', 'task_id', 'task_type')}, priority, {_text('status')}, attempt, retry_count, recoveries, "
-    f"releases, cancel_requested_at, {_text('worker_id')}, max_retry, due_at"
+    f"releases, cancel_requested_at, {_text('worker_id')}, max_retry, due_at, children, expires_at"
 )
 _CLAIMED = (
     f"{_text('task_id', 'task_type')}, 'PROCESSING', priority, payload, timeout, max_retry, attempt + 1, "
     "retry_count, recoveries, releases, %s, created_at, due_at, scheduled_at, CAST(@now AS SIGNED), NULL, "
-    "cancel_requested_at, NULL, NULL, NULL"
+    f"cancel_requested_at, NULL, NULL, NULL, {_text('parent_id')}, expires_at, children"
 )
 _LOG = (
     f"log_id, {_text('log_type', 'from_status', 'to_status')}, message, {_text('worker_id')}, attempt, created_at"
@@ -99,8 +99,30 @@ SELECT_HELD = (
 COUNT_RUNNING = f"SELECT COUNT(*) {_LIVE}status = 'PROCESSING' AND task_type = %s"
 COUNT_SOME = f"SELECT COUNT(*) FROM (SELECT 1 {_LIVE}status = %s LIMIT %s) AS some"
 SELECT_LOST = (
-    f"SELECT task_id {_LIVE}status = 'PROCESSING' AND worker_epoch NOT IN "
+    f"SELECT task_id {_LIVE}status = 'PROCESSING' AND worker_epoch IS NOT NULL AND worker_epoch NOT IN "
     "(SELECT epoch FROM worker_registry WHERE state = 'ALIVE') LIMIT %s"
+)
+SELECT_WITHOUT_WORKER = f"SELECT task_id {_LIVE}status = 'PROCESSING' AND worker_epoch IS NULL LIMIT %s"
+_ALIVE = "status IN ('PENDING', 'PROCESSING')"
+SELECT_ALIVE = f"SELECT task_id {_BY_KEY}".encode()
+AND_ALIVE = f" AND {_ALIVE}".encode()
+_FAMILY = "FROM task FORCE INDEX (task_idempotency) WHERE idempotency_key > %s AND idempotency_key < %s AND "
+_SELECT_BUSY = f"SELECT parent_id {_FAMILY}{_ALIVE} LIMIT 1"
+_SELECT_FAMILY = (
+    f"SELECT task_id, children, cancel_requested_at IS NOT NULL AS asked {_FAMILY}{_ALIVE} ORDER BY asked LIMIT %s"
+)
+SELECT_PARENTS = (
+    f"SELECT JSON_ARRAY({_text('task_id', 'task_id', 'task_type', 'status')}, attempt, {_text('worker_id')}, "
+    f"cancel_requested_at, started_at, timeout, expires_at) {_BY_KEY.replace(' AS t', '')}"
+).encode()
+SELECT_CHILDREN = (
+    f"SELECT JSON_ARRAY({_text('idempotency_key')}, payload, log_count, JSON_ARRAY({_ROW}), started_at) "
+    "FROM task FORCE INDEX (task_idempotency) WHERE idempotency_key IN "
+).encode()
+SELECT_ANCESTOR = (
+    "WITH RECURSIVE line AS (SELECT task_type, parent_id FROM task WHERE task_id = %s "
+    "UNION ALL SELECT t.task_type, t.parent_id FROM line JOIN task AS t ON t.task_id = line.parent_id) "
+    "SELECT 1 FROM line WHERE task_type = %s LIMIT 1"
 )
 _SELECT_ENDED = (
     f"(SELECT sweep_at, task_id {_LIVE}status = %s AND priority = %s AND sweep_at < @before "
@@ -119,9 +141,14 @@ def find(where: TaskFilter, before: str | None, limit: int, *, rare: bool) -> by
         "created_at < %s": where.created_before,
         "task_id < %s": before,
     }
+    if where.parent_id is not None:
+        first, last = decide.child_keys(where.parent_id)
+        conditions |= {"idempotency_key > %s": first, "idempotency_key < %s": last}
     asked = {condition: value for condition, value in conditions.items() if value is not None}
     # An index in both orders would cost every transition.
     index = "task_live" if rare else "PRIMARY" if where.task_type is None else "task_type_newest"
+    if where.parent_id is not None:
+        index = "task_idempotency"
     sql = (
         f"SELECT JSON_ARRAY({_TASK}) FROM (SELECT task_id FROM task FORCE INDEX ({index}) "
         f"WHERE {' AND '.join(asked) or 'TRUE'} ORDER BY task_id DESC LIMIT %s) AS page "
@@ -135,6 +162,16 @@ def poll(lease: Lease, task_types: bytes, limit: int) -> list[bytes]:
     latest = decide.SWEEP_MAX + decide.SWEEP_FIRST  # no due task is put off longer
     order = bind(" ORDER BY sweep_at, task_id LIMIT %s FOR UPDATE SKIP LOCKED", limit)
     return [bind(_SELECT_POLLED, lease.worker_id, priority, latest) + task_types + order for priority in QUEUES]
+
+
+def busy(parents: Iterable[str]) -> list[bytes]:
+    """The id of each of these tasks that has a living child, a statement a task."""
+    return [bind(_SELECT_BUSY, *decide.child_keys(parent)) for parent in parents]
+
+
+def family(parents: Iterable[str], limit: int) -> list[bytes]:
+    """The living children of these tasks, those that nobody has asked to end first."""
+    return [bind(_SELECT_FAMILY, *decide.child_keys(parent), limit) for parent in parents]
 
 
 def oldest_ended(limit: int) -> bytes:
@@ -191,7 +228,8 @@ _UPDATE_CHANGED = _update(
     "t.status = c.status, t.due_at = COALESCE(c.due_at, t.due_at), t.sweep_at = COALESCE(c.sweep_at, %s), "
     "t.completed_at = c.completed_at, t.retry_count = c.retry_count, t.recoveries = c.recoveries, "
     "t.releases = c.releases, t.cancel_requested_at = c.cancel_requested_at, "
-    "t.worker_epoch = IF(c.status = 'PENDING', NULL, t.worker_epoch), t.worker_id = c.worker_id, "
+    "t.worker_epoch = IF(c.worker_id IS NULL, NULL, t.worker_epoch), t.worker_id = c.worker_id, "
+    "t.expires_at = IF(c.opened, NULL, t.expires_at), "
     "t.started_at = IF(c.status = 'PENDING', NULL, t.started_at), "
     "t.result = IF(c.keep_body, t.result, c.result), t.error = IF(c.keep_body, t.error, c.error), "
     "t.progress = IF(c.opened, NULL, COALESCE(c.progress, t.progress)), t.log_count = c.log_count",
@@ -201,13 +239,21 @@ UPDATE_NOTED = _update(
     "t.progress = COALESCE(c.progress, t.progress), t.log_count = c.log_count",
 )
 UPDATE_MARKED = _update(["log_count INT"], "t.cancel_requested_at = %s, t.log_count = c.log_count")
+UPDATE_PARENTS = _update(["log_count INT"], "t.children = 1, t.log_count = c.log_count")
+UPDATE_ADOPTED = _update(
+    ["parent VARBINARY(64)", "expires BIGINT"], "t.parent_id = c.parent, t.expires_at = c.expires"
+)
+UPDATE_ORPHANED = b"UPDATE task FORCE INDEX (PRIMARY) SET expires_at = 0 WHERE task_id IN "
 UPDATE_CLAIMED = (
     "UPDATE task FORCE INDEX (PRIMARY) SET status = 'PROCESSING', attempt = attempt + 1, worker_id = %s, "
     "worker_epoch = %s, started_at = @now, sweep_at = @now + %s + CAST(LEAST(timeout, 1e9) * 1000 AS SIGNED), "
     f"progress = NULL, log_count = -log_count, slack = LEFT(slack, {SLACK // 2}) WHERE task_id IN "
 )
 # What sets a task back to PENDING sets due_at too: a claim that had to wait for it does not seem to be older.
-STILL_DUE = b" AND status = 'PENDING' AND due_at <= @now AND @free"
+STILL_DUE = (
+    b" AND status = 'PENDING' AND due_at <= @now AND @free "
+    b"AND (expires_at IS NULL OR expires_at > @now OR children)"
+)
 CLAIMED_NOW = " AND status = 'PROCESSING' AND worker_epoch = %s AND started_at = @now"
 _SUCCEED_ALIKE = (
     "UPDATE task FORCE INDEX (PRIMARY) SET status = 'SUCCESS', sweep_at = @now, completed_at = @now, "

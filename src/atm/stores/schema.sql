@@ -11,6 +11,8 @@ CREATE TABLE IF NOT EXISTS schema_version (
 -- sweep_at: PENDING: when to look whether it was forgotten; PROCESSING: when it should have ended; ended: when.
 -- log_count: the number of the last row in its log; negative while the row of its claim, the next one, is owed: what
 -- that says stands here, and becomes a row with the next one that is written.
+-- parent_id, expires_at: of a child, and the deadline that it has from its parent. children: it has had some; their
+-- idempotency keys are made of its id and a number.
 -- slack: given up as other columns fill: a row that grows costs the splitting of a page, several times the update.
 CREATE TABLE IF NOT EXISTS task (
   task_id             VARBINARY(64)  NOT NULL PRIMARY KEY,
@@ -39,6 +41,9 @@ CREATE TABLE IF NOT EXISTS task (
   idempotency_key     VARBINARY(255),
   log_count           INT            NOT NULL DEFAULT 0,
   slack               VARBINARY(255) NOT NULL,
+  parent_id           VARBINARY(64),
+  expires_at          BIGINT,
+  children            TINYINT        NOT NULL DEFAULT 0,
   KEY task_live (status, priority, sweep_at, task_id, worker_epoch, task_type),
   KEY task_type_newest (task_type, task_id),
   UNIQUE KEY task_idempotency (idempotency_key)
@@ -88,4 +93,4 @@ CREATE TABLE IF NOT EXISTS leader (
 ) ENGINE=InnoDB;
 
 INSERT IGNORE INTO leader VALUES (1, NULL, 0, 0);
-INSERT IGNORE INTO schema_version VALUES (1, 1);
+INSERT IGNORE INTO schema_version VALUES (1, 2);

@@ -22,10 +22,12 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 from atm.errors import IdempotencyConflict, StartError, StoreDamaged, StoreUnavailable
 from atm.serial import Call, SerialThread, fail_all, share
 from atm.store import (
+    CancelledChildren,
     CancelVerdict,
     Claimed,
     Created,
@@ -33,6 +35,7 @@ from atm.store import (
     Held,
     Lease,
     LogRow,
+    NewChild,
     NewTask,
     Note,
     Outcome,
@@ -41,15 +44,26 @@ from atm.store import (
     Refusal,
     Refused,
     Reopened,
+    Settled,
+    Spawned,
+    SpawnState,
     TaskFilter,
     Waiting,
 )
 from atm.stores import decide
-from atm.stores.decide import Change, End, Log, Row
+from atm.stores.decide import Change, End, Log, Parent, Row
 from atm.task import QUEUES, REOPENABLE, Status, Task, TaskType
 
 APPLICATION_ID = 0x61746D31  # "atm1", so that another program's file is not taken for ours
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+MIGRATIONS = {
+    2: (
+        "ALTER TABLE task ADD COLUMN parent_id TEXT; ALTER TABLE task ADD COLUMN expires_at INTEGER;"
+        "ALTER TABLE task ADD COLUMN children INTEGER NOT NULL DEFAULT 0;"
+    )
+}
+"""By version, what leads to it from the one before."""
+
 MIN_SQLITE = (3, 38, 0)  # the ->> operator
 CHECKED_SIZE = 64 * 1024 * 1024  # a file up to this size is checked whole at start: well under a second
 LOG_ID_BLOCK = 1_000_000
@@ -61,11 +75,11 @@ READ_SLICE = 128  # tasks whose payloads, 1 MiB each, still fit into one JSON va
 TASK_COLUMNS = (
     "task_id, task_type, status, priority, payload, timeout, max_retry, attempt, retry_count, recoveries, "
     "releases, worker_id, created_at, due_at, scheduled_at, started_at, completed_at, cancel_requested_at, "
-    "result, error, progress"
+    "result, error, progress, parent_id, expires_at, children"
 )
 ROW_COLUMNS = (
     "seq, task_id, task_type, priority, status, attempt, retry_count, recoveries, releases, cancel_requested_at, "
-    "worker_id, max_retry, due_at"
+    "worker_id, max_retry, due_at, children, expires_at"
 )
 INSERT_TASK = (
     "INSERT INTO task (seq, task_id, task_type, status, priority, payload, timeout, max_retry, created_at, "
@@ -93,7 +107,8 @@ UPDATE task SET status = change.status, due_at = coalesce(change.due_at, task.du
   started_at = CASE WHEN change.status = 'PENDING' THEN NULL ELSE task.started_at END,
   result = CASE WHEN change.keep_body THEN task.result ELSE change.result END,
   error = CASE WHEN change.keep_body THEN task.error ELSE change.error END,
-  progress = CASE WHEN change.opened THEN NULL ELSE coalesce(change.progress, task.progress) END
+  progress = CASE WHEN change.opened THEN NULL ELSE coalesce(change.progress, task.progress) END,
+  expires_at = CASE WHEN change.opened THEN NULL ELSE task.expires_at END
 FROM change WHERE task.seq = change.seq
 """
 UPDATE_ENDED = """
@@ -105,6 +120,8 @@ FROM json_each(?) AS ended WHERE seq = ended.value->>0
 _encode = msgspec.json.Encoder().encode
 _read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode
 _read_rows = msgspec.json.Decoder(list[Row]).decode
+_read_parents = msgspec.json.Decoder(list[Parent]).decode
+_read_children = msgspec.json.Decoder(list[tuple[str, str, Row]]).decode
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -244,6 +261,10 @@ class SqliteStore:
         size = sum(len(task.payload_json) for task in tasks)
         return cast("list[Created]", await self._writer.call(self._create, None, tasks, size))
 
+    async def spawn(self, children: Sequence[NewChild]) -> list[Spawned]:
+        size = sum(len(child.task.payload_json) for child in children)
+        return cast("list[Spawned]", await self._writer.call(self._spawn, None, children, size))
+
     async def claim(self, lease: Lease, task_ids: Sequence[str]) -> list[Claimed | Refused]:
         return cast("list[Claimed | Refused]", await self._writer.call(self._claim, lease, task_ids))
 
@@ -253,6 +274,13 @@ class SqliteStore:
 
     async def cancel(self, task_ids: Sequence[str]) -> list[CancelVerdict]:
         return cast("list[CancelVerdict]", await self._writer.call(self._cancel, None, task_ids))
+
+    async def cancel_children(self, parents: Sequence[str], limit: int) -> CancelledChildren:
+        argument = (tuple(parents), limit)
+        return cast("CancelledChildren", await self._writer.call(self._cancel_children, argument))
+
+    async def settle(self, limit: int) -> list[Settled]:
+        return cast("list[Settled]", await self._writer.call(self._settle, limit))
 
     async def reopen(self, task_ids: Sequence[str]) -> list[Reopened]:
         return cast("list[Reopened]", await self._writer.call(self._reopen, None, task_ids))
@@ -311,6 +339,11 @@ class SqliteStore:
         rows = await self._reader.call(_fetch, (sql, (task_id,)))
         return _task(rows[0]) if rows else None
 
+    async def ended(self, task_ids: Sequence[str]) -> set[str]:
+        sql = "SELECT task_id FROM task WHERE task_id IN (SELECT value FROM json_each(?)) AND sweep_at IS NOT NULL"
+        rows = await self._reader.call(_fetch, (sql, (_to_json(list(task_ids)),)))
+        return set(task_ids) - {task_id for (task_id,) in rows}
+
     async def logs(self, task_id: str) -> list[LogRow] | None:
         sql = (
             "SELECT log_id, log_type, from_status, to_status, message, worker_id, attempt, created_at "
@@ -337,10 +370,15 @@ class SqliteStore:
             conditions["created_at >= ?"] = where.created_after
         if where.created_before is not None:
             conditions["created_at < ?"] = where.created_before
+        index = ""
+        if where.parent_id is not None:
+            index = "INDEXED BY task_idempotency"
+            first, last = decide.child_keys(where.parent_id)
+            conditions |= {"idempotency_key > ?": first, "idempotency_key < ?": last}
         if before is not None:
             conditions["task_id < ?"] = before
         sql = (
-            f"SELECT {TASK_COLUMNS} FROM task WHERE {' AND '.join(conditions) or 'true'} "  # noqa: S608
+            f"SELECT {TASK_COLUMNS} FROM task {index} WHERE {' AND '.join(conditions) or 'true'} "  # noqa: S608
             "ORDER BY task_id DESC LIMIT ?"
         )
         rows = await self._slow_reader.call(_fetch, (sql, (*conditions.values(), limit)))
@@ -457,7 +495,15 @@ class SqliteStore:
 
     def _rows(self, task_ids: Iterable[str]) -> dict[str, Row]:
         text = self._db.execute(SELECT_ROWS, (_to_json(list(task_ids)),)).fetchone()[0]
-        return {row.task_id: row for row in _read_rows(text)}
+        return self._with_families(_read_rows(text))
+
+    def _with_families(self, rows: Iterable[Row]) -> dict[str, Row]:
+        found = {row.task_id: row for row in rows}
+        parents = [row.task_id for row in found.values() if row.children]
+        if parents:
+            for (parent_id,) in self._db.execute(_SELECT_BUSY, (_to_json(parents),)):
+                found[parent_id].busy = True
+        return found
 
     def _apply(self, changes: Iterable[Change | End], now: int) -> None:
         ends: list[End] = []
@@ -525,6 +571,7 @@ class SqliteStore:
                 found[item[1].task_id] = item
         room = self._room(task.task_type for _, task in found.values()) if self._limited else {}
         taken: list[int] = []
+        expired: list[End] = []
 
         def judge(task_id: str) -> Claimed | Refused:
             item = found.get(task_id)
@@ -533,6 +580,12 @@ class SqliteStore:
             seq, task = item
             if task.due_ms > now:
                 return Refused(Refusal.NOT_DUE, (task.due_ms - now) / 1000)
+            if task.expires_ms is not None:
+                if not (left := decide.time_left(task, now)):
+                    expired.append(decide.expired(seq, self._log))
+                    del found[task_id]
+                    return _EXPIRED
+                task = replace(task, timeout=left)
             if task.task_type in room:
                 if room[task.task_type] <= 0:
                     return _BLOCKED
@@ -547,6 +600,7 @@ class SqliteStore:
         if taken:
             overrun = now + decide.OVERRUN
             self._db.execute(_UPDATE_CLAIMED, (lease.worker_id, lease.epoch, now, overrun, _to_json(taken)))
+        self._apply(expired, now)
 
     def _poll(self, argument: tuple[Lease, tuple[str, ...], int], calls: list[Call], now: int) -> None:
         lease, task_types, limit = argument
@@ -606,9 +660,88 @@ class SqliteStore:
 
     def _recover(self, limit: int, calls: list[Call], now: int) -> None:
         text = self._db.execute(_SELECT_LOST, (limit,)).fetchone()[0]
-        decisions = [decide.recover(row, now, 0, self._log) for row in _read_rows(text)]
+        lost = self._with_families(_read_rows(text)).values()
+        decisions = [decide.recover(row, now, 0, self._log) for row in lost]
         self._apply([change for _, change in decisions], now)
         share(calls, [recovered for recovered, _ in decisions])
+
+    # parents and children
+
+    def _spawn(self, _: None, calls: list[Call], now: int) -> None:
+        children: list[NewChild] = [child for call in calls for child in call.rows]
+        known = _to_json(list({child.parent_id for child in children}))
+        parents = {p.task_id: p for p in _read_parents(self._db.execute(_SELECT_PARENTS, (known,)).fetchone()[0])}
+        keys = _to_json([decide.child_key(child.parent_id, child.ordinal) for child in children])
+        found = _read_children(self._db.execute(_SELECT_CHILDREN, (keys,)).fetchone()[0])
+        former = {key: (row, payload) for key, payload, row in found}
+        self._with_families(row for row, _ in former.values())
+        values: list[Any] = []
+        changes: list[Change] = []
+        adopted: dict[str, tuple[str, str, int]] = {}
+
+        def judge(child: NewChild) -> Spawned:
+            parent = parents.get(child.parent_id)
+            refusal = decide.refusal_to_spawn(parent, child)
+            if refusal is not None:
+                return refusal
+            assert parent is not None
+            key = decide.child_key(child.parent_id, child.ordinal)
+            if key in former:
+                row, payload = former[key]
+                spawned, change = decide.rejoin(row, payload, child, now, self._log)
+                if change is not None:
+                    changes.append(change)
+            elif self._would_wait_for_itself(parent, child.task.task_type):
+                return Spawned(SpawnState.CAPPED)
+            else:
+                self._add(replace(child.task, idempotency_key=key), now, values)
+                spawned = Spawned(SpawnState.CREATED, child.task.task_id)
+                self._log(decide.started(parent, child))
+            if spawned.state is not SpawnState.CONFLICT:
+                adopted[spawned.task_id] = (spawned.task_id, parent.task_id, parent.deadline)
+            return spawned
+
+        for call in calls:
+            call.succeed([judge(child) for child in call.rows])
+        self._insert(INSERT_TASK, 13, values)
+        self._apply(changes, now)
+        if adopted:
+            self._db.execute(_UPDATE_ADOPTED, (_to_json(list(adopted.values())),))
+            self._db.execute(_UPDATE_PARENTS, (known,))
+
+    def _would_wait_for_itself(self, parent: Parent, task_type: str) -> bool:
+        settings = self._types.get(task_type)
+        if settings is None or settings.max_concurrent is None:
+            return False
+        return self._db.execute(_SELECT_ANCESTOR, (parent.task_id, task_type)).fetchone() is not None
+
+    def _cancel_children(self, argument: tuple[tuple[str, ...], int], calls: list[Call], now: int) -> None:
+        parents, limit = argument
+        met = 0
+        alive: list[str] = []
+        while parents and len(alive) < limit:
+            found = []
+            for parent_id in parents:
+                keys = decide.child_keys(parent_id)
+                found += self._db.execute(_SELECT_FAMILY, (*keys, limit)).fetchall()
+            met += len(found)
+            alive += [task_id for task_id, _, is_asked in found if not is_asked]
+            parents = tuple(task_id for task_id, has_children, _ in found if has_children)
+        rows = self._rows(alive)
+        decisions = {task_id: decide.cancel_child(row, now, self._log) for task_id, row in rows.items()}
+        self._apply([change for _, change in decisions.values() if change is not None], now)
+        asked = [name for name, (verdict, _) in decisions.items() if verdict.changed]
+        ended = [name for name in asked if decisions[name][0].status is not Status.TIMEOUT]
+        if ended:
+            self._db.execute(_UPDATE_ORPHANED, (now, _to_json(ended)))
+        share(calls, CancelledChildren(met, {name: decisions[name][0] for name in asked}))
+
+    def _settle(self, limit: int, calls: list[Call], now: int) -> None:
+        text = self._db.execute(_SELECT_WITHOUT_WORKER, (limit,)).fetchone()[0]
+        rows = self._with_families(_read_rows(text)).values()
+        decisions = [decide.settle(row, now, self._log) for row in rows]
+        self._apply([change for _, change in decisions if change is not None], now)
+        share(calls, [settled for settled, _ in decisions])
 
     def _sweep(self, argument: tuple[tuple[int, ...], int], calls: list[Call], now: int) -> None:
         priorities, limit = argument
@@ -716,6 +849,7 @@ class SqliteStore:
 
 _GONE = Refused(Refusal.GONE)
 _BLOCKED = Refused(Refusal.BLOCKED)
+_EXPIRED = Refused(Refusal.EXPIRED)
 _DEFAULTS = TaskType(task_type="")
 _COUNT_RUNNING = (
     "SELECT count(*) FROM task INDEXED BY task_live "
@@ -724,7 +858,7 @@ _COUNT_RUNNING = (
 _SELECT_CLAIMABLE = """
 SELECT json_group_array(json_array(seq, json_array(task_id, task_type, 'PROCESSING', priority, payload, timeout,
   max_retry, attempt + 1, retry_count, recoveries, releases, ?, created_at, due_at, scheduled_at, ?, NULL,
-  cancel_requested_at, NULL, NULL, NULL)))
+  cancel_requested_at, NULL, NULL, NULL, parent_id, expires_at, children)))
 FROM json_each(?) JOIN task ON task_id = value WHERE status = 'PENDING'
 """
 _UPDATE_CLAIMED = """
@@ -735,9 +869,48 @@ WHERE seq IN (SELECT value FROM json_each(?))
 _SELECT_LOST = f"""
 SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
   SELECT * FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL
+  AND worker_id IS NOT NULL
   AND (worker_id, worker_epoch) NOT IN (SELECT worker_id, epoch FROM worker_registry WHERE state = 'ALIVE')
   LIMIT ?)
 """  # noqa: S608 - constants
+_SELECT_WITHOUT_WORKER = f"""
+SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
+  SELECT * FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL
+  AND worker_id IS NULL LIMIT ?)
+"""  # noqa: S608 - constants
+_SELECT_BUSY = """
+SELECT value FROM json_each(?) WHERE EXISTS (
+  SELECT 1 FROM task INDEXED BY task_idempotency WHERE idempotency_key > char(31) || value || '/'
+  AND idempotency_key < char(31) || value || '0' AND sweep_at IS NOT NULL)
+"""
+_SELECT_FAMILY = (
+    "SELECT task_id, children, cancel_requested_at IS NOT NULL FROM task INDEXED BY task_idempotency "
+    "WHERE idempotency_key > ? AND idempotency_key < ? AND sweep_at IS NOT NULL "
+    "ORDER BY cancel_requested_at IS NOT NULL LIMIT ?"
+)
+_SELECT_PARENTS = (
+    "SELECT json_group_array(json_array(seq, task_id, task_type, status, attempt, worker_id, cancel_requested_at, "
+    "started_at, timeout, expires_at)) FROM json_each(?) JOIN task ON task_id = value"
+)
+_SELECT_CHILDREN = (
+    f"SELECT json_group_array(json_array(idempotency_key, payload, json_array({ROW_COLUMNS}))) "  # noqa: S608
+    "FROM json_each(?) JOIN task ON idempotency_key = value"
+)
+_SELECT_ANCESTOR = """
+WITH RECURSIVE line AS (
+  SELECT task_type, parent_id FROM task WHERE task_id = ?
+  UNION ALL SELECT task.task_type, task.parent_id FROM line JOIN task ON task.task_id = line.parent_id)
+SELECT 1 FROM line WHERE task_type = ? LIMIT 1
+"""
+_UPDATE_ADOPTED = (
+    "UPDATE task SET parent_id = child.value->>1, expires_at = child.value->>2 FROM json_each(?) AS child "
+    "WHERE task_id = child.value->>0"
+)
+_UPDATE_PARENTS = "UPDATE task SET children = 1 WHERE task_id IN (SELECT value FROM json_each(?))"
+_UPDATE_ORPHANED = (
+    "UPDATE task SET cancel_requested_at = coalesce(cancel_requested_at, ?), expires_at = 0 "
+    "WHERE task_id IN (SELECT value FROM json_each(?))"
+)
 _SELECT_OVERDUE = (
     "SELECT task_id, task_type, priority, due_at FROM task INDEXED BY task_live "
     "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND sweep_at <= ? "
@@ -834,7 +1007,7 @@ def _check_file(connection: sqlite3.Connection, path: Path) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
         raise StartError(f"{path} is a database of another program")
-    if version != SCHEMA_VERSION:
+    if not 1 <= version <= SCHEMA_VERSION:
         raise StartError(f"{path} has schema version {version}; this program knows {SCHEMA_VERSION}")
     if path.stat().st_size <= CHECKED_SIZE:
         verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -842,6 +1015,9 @@ def _check_file(connection: sqlite3.Connection, path: Path) -> None:
             reason = " ".join(verdict.split())
             raise StartError(f"{path} is damaged ({reason}): restore it from a backup")
     connection.execute("PRAGMA journal_mode = WAL")
+    for number in range(version + 1, SCHEMA_VERSION + 1):
+        changes = f"{MIGRATIONS[number]} PRAGMA user_version = {number};"
+        connection.executescript(f"BEGIN IMMEDIATE; {changes} COMMIT;")
 
 
 def _translate(error: Exception) -> Exception:

@@ -25,7 +25,10 @@ CREATE TABLE task (
   result              TEXT,
   error               TEXT,
   progress            TEXT,
-  idempotency_key     TEXT
+  idempotency_key     TEXT,
+  parent_id           TEXT,
+  expires_at          INTEGER,
+  children            INTEGER NOT NULL DEFAULT 0
 );
 
 -- Live work only: claims by sweep, recovery, the lists of waiting and running tasks.
