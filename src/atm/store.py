@@ -104,12 +104,24 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     due_in: float = 0.0
 
 
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """How the end of a cancelled run went.
+
+    ``took`` is seconds from the cancel's arrival at the node to the executor's end, by the node's clock;
+    ``ended_clock`` that end by ``time.monotonic``; ``reaped`` tells in words what had to be ended with it.
+    """
+
+    took: float
+    ended_clock: float
+    reaped: str
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How one attempt ended.
 
     ``status`` is SUCCESS, FAILED, TIMEOUT or CANCELLED; PENDING means released (drain, lease lost), which
     costs the task nothing. ``retry_in`` (seconds) asks for another attempt after FAILED or TIMEOUT.
-    ``details`` goes into an ERROR row of the log.
+    ``details`` goes into an ERROR row of the log; ``receipt`` into the row of a CANCELLED.
     """
 
     task_id: str
@@ -121,6 +133,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     details: str | None = None
     progress_json: str | None = None
     retry_in: float | None = None
+    receipt: Receipt | None = None
 
 
 class Finished(msgspec.Struct, frozen=True, gc=False):

@@ -188,6 +188,11 @@ def legal_path(steps: Iterable[tuple[str | None, str | None]]) -> Status | None:
     return current
 
 
+def duration(seconds: float) -> str:
+    """As people say it: 12 ms, 3.4 s. What clocks make negative is none."""
+    return f"{max(0.0, seconds) * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
+
+
 _last_id_ms = 0
 _last_id_counter = 0
 _randomness = bytearray()

@@ -2,7 +2,7 @@
 
 Why an attempt ended is read from Trio itself: ``Cancelled.source`` and ``.reason``, also inside groups.
 
-    the scope caught the cancel    its deadline → TIMEOUT; explicit → CANCELLED
+    the scope caught the cancel    its deadline → TIMEOUT; a user's → CANCELLED; its worker's → released
     the cancel came from outside   shutdown or lease lost → released; it goes on to where it belongs
     the scope caught nothing       the executor's own outcome counts: a success that won the race is a success
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,8 +20,8 @@ import trio
 
 from atm.errors import NonRetryable, RetryLater
 from atm.executor import Context, Executor, TaskResult
-from atm.store import Outcome
-from atm.task import Status, Task, TaskType
+from atm.store import Outcome, Receipt
+from atm.task import Status, Task, TaskType, duration
 
 MAX_RESULT = 1024 * 1024
 """Bytes of a result's JSON text."""
@@ -29,16 +30,52 @@ MAX_ERROR = 4096
 MAX_DETAILS = 16384
 """Characters of an error's message, and of its traceback in the log; the rest is cut."""
 
+MAX_NAME = 128
+"""Characters of the name of an error's class."""
+
+MAX_TREE_MESSAGE = 256
+"""Characters of each message in the tree of a group."""
+
+MAX_WIDTH, MAX_DEPTH = 15, 10
+"""Errors of one group that are told, and groups within groups; the others are counted."""
+
 USER_CANCEL = "cancelled"
 """The reason given to a run's scope when a user cancels the task."""
+
+SHUTDOWN = "shutdown"
+"""The reason given to the scopes of runs when the grace time is over."""
+
+LEASE_LOST = "its lease was lost"
+"""The reason given to the scopes of runs when the worker's lease is refused."""
+
+OWN_REASONS = frozenset({USER_CANCEL, SHUTDOWN, LEASE_LOST})
 
 _encode_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Run:
-    """An attempt under way on this worker."""
+    """An attempt under way on this worker.
 
-    __slots__ = ("context", "ended_at", "executor", "looks", "outcome", "scope", "settings", "started_at", "task")
+    Attributes:
+        cancelled_at: when a user's cancel reached it; ``started_at`` and ``ended_at`` are Trio's clock, too.
+        remarks: what its log is to be told of it, and has not been yet; written with the outcome at the latest.
+        trio_task: what carries it out, once it has begun.
+    """
+
+    __slots__ = (
+        "cancelled_at",
+        "context",
+        "ended_at",
+        "executor",
+        "looks",
+        "outcome",
+        "remarks",
+        "scope",
+        "settings",
+        "started_at",
+        "task",
+        "trio_task",
+    )
 
     def __init__(self, task: Task, settings: TaskType, executor: Executor, now: float) -> None:
         self.task = task
@@ -47,6 +84,9 @@ class Run:
         self.started_at = now
         self.ended_at: float | None = None
         self.looks = 0  # whether its children have ended, when it is to be recorded
+        self.cancelled_at: float | None = None
+        self.remarks: list[object] | None = None
+        self.trio_task: trio.lowlevel.Task | None = None
         self.scope = trio.CancelScope(deadline=now + task.timeout)
         self.context: Context
         self.outcome: Outcome
@@ -58,11 +98,34 @@ class Run:
 
     def cancel(self) -> None:
         """A user cancels the task."""
+        if self.cancelled_at is None:
+            self.cancelled_at = trio.current_time()
         self.scope.cancel(reason=USER_CANCEL)
+
+    def stop(self, reason: str) -> None:
+        """Its worker may or will not go on with it: shutdown, or the lease is lost."""
+        self.scope.cancel(reason=reason)
+
+    def receipt(self) -> Receipt | None:
+        """How the end went of a run that a user has cancelled."""
+        if self.cancelled_at is None or self.ended_at is None:
+            return None
+        return Receipt(max(0.0, self.ended_at - self.cancelled_at), time.monotonic(), self._reaped())
+
+    def overrun(self) -> str:
+        """The same of one that has passed its deadline."""
+        late = self.seconds - (self.scope.deadline - self.started_at)
+        return f"the executor ended {duration(late)} after its deadline; {self._reaped()}"
+
+    def _reaped(self) -> str:
+        counts: dict[str, int] = getattr(self.context, "reaped", None) or {}
+        told = [f"{count} {name if count != 1 else _ONE.get(name, name)}" for name, count in counts.items() if count]
+        return f"reaped {', '.join(told)}" if told else "nothing to reap"
 
 
 async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
     """Carry out the attempt and hand its outcome to ``ended``. Only a cancel from outside comes out."""
+    run.trio_task = trio.lowlevel.current_task()
     error: BaseException | None = None
     outside: BaseException | None = None
     value: Any = None
@@ -77,6 +140,8 @@ async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
                 raise
     except BaseException as escaped:  # noqa: BLE001 - whatever user code raises, the worker lives
         outside = _from_outside(escaped)
+        if error is None:
+            error = escaped  # the executor has returned, but left the scopes around it broken
     run.ended_at = trio.current_time()
     try:
         if error is None:
@@ -85,7 +150,7 @@ async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
             run.outcome = _released(run, outside)
         else:
             run.outcome = _judge_error(run, error)
-    except Exception as odd:  # noqa: BLE001 - methods of the user's values and errors run while they are judged
+    except BaseException as odd:  # noqa: BLE001 - methods of the user's values and errors run while they are judged
         reason = f"what the executor returned or raised cannot be told: {_text_of(odd)}"
         run.outcome = _failure(run, Status.FAILED, type(odd).__name__, reason)
     ended(run)
@@ -101,16 +166,22 @@ def _from_outside(error: BaseException) -> BaseException | None:
     if trio.current_effective_deadline() > -math.inf:
         return None
     if isinstance(error, BaseExceptionGroup):
-        return error.split(trio.Cancelled)[0]
+        try:
+            return error.split(trio.Cancelled)[0]
+        except RecursionError:
+            return next((leaf for leaf in _leaves(error) if isinstance(leaf, trio.Cancelled)), None)
     return error if isinstance(error, trio.Cancelled) else None
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+    """In order. Groups may be nested more deeply than calls can be."""
+    found = [error]
+    while found:
+        current = found.pop()
+        if isinstance(current, BaseExceptionGroup):
+            found.extend(reversed(current.exceptions))
+        else:
+            yield current
 
 
 def _is_success(value: Any) -> bool:
@@ -140,38 +211,44 @@ def _judge_value(run: Run, value: Any) -> Outcome:
 def _judge_error(run: Run, error: BaseException) -> Outcome:
     leaves = list(_leaves(error))
     failures = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
-    details = _details(error) if failures else None
+    details = _details(error, len(leaves)) if failures else None
     cancelled = next(filter(None, map(_cancel_behind, leaves)), None) if run.scope.cancel_called else None
     if cancelled is None:
-        cause = next((leaf for leaf in leaves if isinstance(leaf, NonRetryable)), leaves[0])
+        cause = next((leaf for leaf in leaves if isinstance(leaf, NonRetryable)), (failures or leaves)[0])
         retryable = not isinstance(cause, NonRetryable)
         after = max((leaf.after for leaf in leaves if isinstance(leaf, RetryLater)), default=0.0)
-        kind, reason = type(cause).__name__, _text_of(cause)
-        return _failure(run, Status.FAILED, kind, reason, details, retryable=retryable, after=after)
+        name, reason, tree = type(cause).__name__, _text_of(cause), _tree(error)
+        return _failure(run, Status.FAILED, name, reason, details, retryable=retryable, after=after, tree=tree)
     if cancelled.source == "deadline":
         reason = f"no end within its timeout of {run.task.timeout:g} s"
-        return _failure(run, Status.TIMEOUT, "Timeout", reason, details)
+        tree = _tree(error) if failures else None
+        return _failure(run, Status.TIMEOUT, "Timeout", reason, details, tree=tree, receipt=run.overrun())
+    if cancelled.reason != USER_CANCEL:
+        return _released(run, cancelled, details)
     return _outcome(run, Status.CANCELLED, "Task cancelled", details=details)
 
 
 def _cancel_behind(error: BaseException) -> trio.Cancelled | None:
-    """The Cancelled that an error is, or that was under way when the error was raised, by a cleanup say."""
+    """The Cancelled that an error is, or that was under way when the error was raised, by a cleanup say.
+
+    Those of scopes that the executor has cancelled itself are its own business.
+    """
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
-        if isinstance(current, trio.Cancelled):
+        if isinstance(current, trio.Cancelled) and (current.source == "deadline" or current.reason in OWN_REASONS):
             return current
         seen.add(id(current))
         current = current.__context__
     return None
 
 
-def _released(run: Run, error: BaseException) -> Outcome:
+def _released(run: Run, error: BaseException, details: str | None = None) -> Outcome:
     cancelled = next((leaf for leaf in _leaves(error) if isinstance(leaf, trio.Cancelled)), None)
     reason = cancelled.reason if cancelled is not None else None
     if cancelled is not None and cancelled.source == "deadline":
-        reason = "its lease was lost"
-    return _outcome(run, Status.PENDING, f"Released by its worker: {reason or 'stopped'}")
+        reason = LEASE_LOST
+    return _outcome(run, Status.PENDING, f"Released by its worker: {reason or 'stopped'}", details=details)
 
 
 def _failure(
@@ -183,14 +260,21 @@ def _failure(
     *,
     retryable: bool = True,
     after: float = 0.0,
+    tree: dict[str, Any] | None = None,
+    receipt: str | None = None,
 ) -> Outcome:
+    kind = _printable(kind, MAX_NAME)
     message = _printable(message or kind, MAX_ERROR)
     again = retryable and run.task.retry_count < run.task.max_retry
+    error: dict[str, Any] = {"type": kind, "message": message, "retryable": retryable}
+    if tree is not None:
+        error["group"] = tree
+    told = f"{kind}: {message}" if kind not in message else message
     return _outcome(
         run,
         status,
-        f"{kind}: {message}" if kind not in message else message,
-        error_json=_encode_json({"type": kind, "message": message, "retryable": retryable}),
+        told if receipt is None else f"{told}; {receipt}",
+        error_json=_encode_json(error),
         details=details,
         retry_in=run.settings.delay(run.task.retry_count, after) if again else None,
     )
@@ -206,6 +290,9 @@ def _outcome(
     details: str | None = None,
     retry_in: float | None = None,
 ) -> Outcome:
+    if run.remarks:
+        details = "\n".join([*map(str, run.remarks), *filter(None, [details])])
+        run.remarks = None
     return Outcome(
         task_id=run.task.task_id,
         attempt=run.task.attempt,
@@ -216,22 +303,62 @@ def _outcome(
         details=details,
         progress_json=run.context.unsaved_progress,
         retry_in=retry_in,
+        receipt=None if run.cancelled_at is None else run.receipt(),
     )
+
+
+_ONE = {"children": "child", "threads": "thread", "processes": "process"}
 
 
 def _text_of(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - a __str__ of the user's
+    except BaseException:  # noqa: BLE001 - a __str__ of the user's
         return f"({type(value).__name__} without a readable message)"
 
 
-def _details(error: BaseException) -> str:
+def _tree(error: BaseException, depth: int = 0) -> dict[str, Any] | None:
+    """A group as JSON, without the Cancelled in it; None for what is no group."""
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    told: dict[str, Any] = {"type": _printable(type(error).__name__, MAX_NAME), "message": _message_of(error)}
+    if depth < MAX_DEPTH:
+        inner = [each for each in error.exceptions if not isinstance(each, trio.Cancelled)]
+        told["exceptions"] = [_tree(each, depth + 1) or _leaf(each) for each in inner[:MAX_WIDTH]]
+        if inner[MAX_WIDTH:]:
+            told["more"] = len(inner) - MAX_WIDTH
+    return told
+
+
+def _leaf(error: BaseException) -> dict[str, Any]:
+    return {"type": _printable(type(error).__name__, MAX_NAME), "message": _message_of(error)}
+
+
+def _message_of(error: BaseException) -> str:
+    text = error.message if isinstance(error, BaseExceptionGroup) else _text_of(error)
+    return _printable(text, MAX_TREE_MESSAGE)
+
+
+def _details(error: BaseException, leaves: int) -> str:
     try:
-        text = "".join(traceback.format_exception(error))
-    except Exception:  # noqa: BLE001 - formatting calls methods of the user's errors
+        # What is wider than any group that is told would take seconds to format.
+        text = "".join(traceback.format_exception(error if leaves <= MAX_WIDTH else _narrow(error)))
+    except BaseException:  # noqa: BLE001 - formatting calls methods of the user's errors
         text = _text_of(error)
     return _printable(text, MAX_DETAILS)
+
+
+def _narrow(error: BaseException, depth: int = 0) -> BaseException:
+    """A copy of a group with few of its errors, and a note that tells how many are left out."""
+    if not isinstance(error, BaseExceptionGroup) or depth > MAX_DEPTH:
+        return error
+    kept = [_narrow(each, depth + 1) for each in error.exceptions[:MAX_WIDTH]]
+    copy = BaseExceptionGroup(error.message, kept).with_traceback(error.__traceback__)
+    copy.__cause__, copy.__context__ = error.__cause__, error.__context__
+    copy.__suppress_context__ = error.__suppress_context__
+    if len(error.exceptions) > MAX_WIDTH:
+        copy.add_note(f"and {len(error.exceptions) - MAX_WIDTH} more")
+    return copy
 
 
 def _printable(text: str, limit: int) -> str:

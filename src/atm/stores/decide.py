@@ -7,6 +7,7 @@ Every store reads the rows under its lock, decides here, and writes exactly the 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,13 +22,14 @@ from atm.store import (
     NewChild,
     NewTask,
     Outcome,
+    Receipt,
     Recovered,
     Settled,
     Spawned,
     SpawnState,
     Waiting,
 )
-from atm.task import MAX_RECOVERIES, REOPENABLE, LogType, Status, Task, TaskType
+from atm.task import MAX_RECOVERIES, REOPENABLE, LogType, Status, Task, TaskType, duration
 
 SWEEP_FIRST = 2_000
 """A due task that nobody claims is looked at after this long, then after twice as long, and so on."""
@@ -205,6 +207,8 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
         log(Log(row.seq, "ERROR", None, None, outcome.details, row.worker_id, row.attempt))
     if row.cancel_requested_ms is not None:
         message = outcome.message if outcome.status is Status.CANCELLED else f"Cancelled; {outcome.message}"
+        if outcome.receipt is not None:
+            message = f"{message} ({_steps(outcome.receipt, now - row.cancel_requested_ms)})"
         return _end(row, Status.CANCELLED, outcome, message, log)
     if outcome.status is Status.PENDING:
         row.releases += 1
@@ -225,6 +229,16 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
 def _is_late(row: Row, retry_in: float, now: int) -> bool:
     """Whether a retry would come after the deadline that the task has from its parent."""
     return row.expires_ms is not None and now + retry_in * 1000 >= row.expires_ms
+
+
+def _steps(receipt: Receipt, asked_ms: int) -> str:
+    """How long each step of a cancel took.
+
+    ``asked_ms`` ago it was asked for, by the store's clock; what came after it had reached the node is known
+    by that node's own clock, which is this process's. The rest is the way there.
+    """
+    way = asked_ms / 1000 - receipt.took - (time.monotonic() - receipt.ended_clock)
+    return f"asked → node {duration(way)} → executor ended {duration(receipt.took)}; {receipt.reaped}"
 
 
 def _possible_ends(row: Row, outcome: Outcome) -> tuple[Status, ...]:
