@@ -135,6 +135,7 @@ class Worker(Section, frozen=True):
     heartbeat_interval: Duration = Duration(2.5)
     graceful_shutdown_timeout: Duration = Duration(30)
     cleanup_budget: Duration = Duration(5)
+    stuck: str = "report"
 
 
 class Log(Section, frozen=True):
@@ -376,6 +377,8 @@ def check(config: Config) -> None:
         raise ConfigError("scheduler.scan_interval", "must be at least 1ms")
     if config.worker.heartbeat_interval < 0.1:
         raise ConfigError("worker.heartbeat_interval", "must be at least 100ms")
+    if config.worker.stuck not in ("report", "exit"):
+        raise ConfigError("worker.stuck", f"must be report or exit, not {config.worker.stuck}")
 
 
 def _check_cluster(config: Config) -> None:

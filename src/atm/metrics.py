@@ -201,6 +201,13 @@ class Metrics:
             "atm_loop_lag_seconds", "How late the node's loop was at the last look.", registry=self.registry
         )
 
+        self.stuck_runs = Gauge(
+            "atm_stuck_runs", "Runs that were cancelled and do not end.", registry=self.registry
+        )
+        self.loop_blocks = self._counter(
+            "atm_loop_blocks", "Times that something held the loop for over a second."
+        )
+
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, registry=self.registry)
 

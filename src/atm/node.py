@@ -28,7 +28,7 @@ from atm.executor import Executor, Registry
 from atm.executors import loading
 from atm.health import Health
 from atm.metrics import Metrics
-from atm.nursery import balance, supervisor
+from atm.nursery import balance, stuck, supervisor
 from atm.nursery.signals import stop_on_signals
 from atm.nursery.supervisor import Parts, supervise
 from atm.nursery.watchdog import Watchdog
@@ -125,7 +125,7 @@ class Node:
         if config.worker.enabled:
             parts.executors = registry.executors()
             parts.worker = self._worker(parts, registry)
-        watchdog = Watchdog(parts.metrics, parts.worker)
+        watchdog = Watchdog(parts.metrics, parts.worker, exit_when_stuck=parts.exit_when_stuck)
         parts.listeners += [watchdog.tick, watchdog.watch]
         with stop_on_signals(stop, _overtime(parts)) as parts.limit_dying:
             await supervise(parts, stop, task_status)
@@ -151,6 +151,7 @@ class Node:
             grace=config.worker.graceful_shutdown_timeout,
             closing_budget=config.worker.cleanup_budget,
             retention=config.retention,
+            exit_when_stuck=config.worker.stuck == "exit",
         )
 
     @property
@@ -284,7 +285,7 @@ def _overtime(parts: Parts) -> float:
     return (
         parts.grace
         + 2 * parts.closing_budget
-        + supervisor.STUCK_MARGIN
+        + stuck.STUCK_MARGIN
         + supervisor.RECORD_PATIENCE
         + 2 * IN_FLIGHT_PATIENCE
     )

@@ -13,7 +13,8 @@ from trio.testing import MockClock
 
 from atm.errors import StartError, StoreDamaged, StoreUnavailable
 from atm.executor import Context, Executor
-from atm.nursery.supervisor import CLAIM_PATIENCE, RECORD_PATIENCE, STUCK_EXIT, STUCK_MARGIN
+from atm.nursery.stuck import STUCK_MARGIN
+from atm.nursery.supervisor import CLAIM_PATIENCE, RECORD_PATIENCE, STUCK_EXIT
 from atm.task import Status, Task
 from nursery.bench import MakeBench, sleeping
 

@@ -14,7 +14,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from atm.metrics import Metrics
 from atm.nursery import watchdog
-from atm.nursery.watchdog import OUTLIVED_EXIT, TICK, Watchdog, place_of
+from atm.nursery.run import Run
+from atm.nursery.watchdog import OUTLIVED_EXIT, TICK, Watchdog
 from atm.nursery.worker import Worker
 
 PATIENCE = 20.0
@@ -26,6 +27,11 @@ class Hands:
     def __init__(self, load: int = 0, safe_until_clock: float = math.inf) -> None:
         self.load = load
         self.safe_until_clock = safe_until_clock
+        self.runs: dict[str, Run] = {}
+        self.remarked: list[Run] = []
+
+    def unended(self) -> list[Run]:
+        return [run for run in self.runs.values() if run.ended_at is None]
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +175,3 @@ async def test_the_thread_ends_with_the_node(exits: Exits) -> None:
         async with watching(None, exits) as made:
             pass
     assert made._ended.is_set()
-
-
-def test_a_thread_that_is_gone_is_nowhere() -> None:
-    assert place_of(None) == "an unknown place"

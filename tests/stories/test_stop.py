@@ -133,9 +133,9 @@ BLOCKING = """
 import time
 import atm.node
 from atm import executes
-from atm.nursery import supervisor
+from atm.nursery import stuck, supervisor
 
-supervisor.STUCK_MARGIN = supervisor.RECORD_PATIENCE = atm.node.IN_FLIGHT_PATIENCE = 0.1
+stuck.STUCK_MARGIN = supervisor.RECORD_PATIENCE = atm.node.IN_FLIGHT_PATIENCE = 0.1
 
 @executes("blocking")
 async def blocking(ctx, task):

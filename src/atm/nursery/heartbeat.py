@@ -8,6 +8,7 @@ import trio
 
 from atm.coordinator import Coordinator
 from atm.errors import StoreUnavailable
+from atm.nursery.run import LEASE_LOST
 from atm.nursery.worker import Worker
 
 BEATS_PER_LEASE = 4
@@ -26,6 +27,9 @@ async def beat(worker: Worker, coordinator: Coordinator, right: trio.CancelScope
         good_for = interval * BEATS_PER_LEASE
         try:
             good_for = await worker.renew()
+            if worker.safe_until <= trio.current_time():
+                # It is over: what the deadline would do to all at once is done in slices first.
+                await worker.stop_runs(LEASE_LOST)
             right.deadline = worker.safe_until
             await coordinator.register(worker.info())
             await worker.reconcile(older_than=interval)

@@ -119,7 +119,9 @@ class Run:
 
     def _reaped(self) -> str:
         counts: dict[str, int] = getattr(self.context, "reaped", None) or {}
-        told = [f"{count} {name if count != 1 else _ONE.get(name, name)}" for name, count in counts.items() if count]
+        told = [
+            f"{count} {name if count != 1 else _ONE.get(name, name)}" for name, count in counts.items() if count
+        ]
         return f"reaped {', '.join(told)}" if told else "nothing to reap"
 
 

@@ -28,20 +28,19 @@ from atm.executor import Executor, name_of
 from atm.health import Health
 from atm.imports import one_line
 from atm.metrics import Metrics
-from atm.nursery import recovery, scanner
+from atm.nursery import recovery, scanner, stuck
 from atm.nursery.election import stand_in
 from atm.nursery.heartbeat import beat
-from atm.nursery.worker import Worker, about
+from atm.nursery.run import SHUTDOWN
+from atm.nursery.stuck import StuckRuns
+from atm.nursery.worker import Worker
 from atm.store import Store
-
-SHUTDOWN = "shutdown"
-"""The reason given to runs that are cancelled when the grace time is over."""
 
 STUCK_EXIT = 70
 """EX_SOFTWARE of sysexits.h."""
 
-STUCK_MARGIN = 2.0
-"""Seconds beyond the cleanup budget before a cancelled run counts as stuck."""
+SETTLED_INTERVAL = 0.5
+"""Seconds between two looks, in a drain, whether only stuck runs are left."""
 
 ENROL_INTERVAL = 0.5
 ENROL_MARGIN = 1.0
@@ -83,6 +82,10 @@ class Parts:
     limit_dying: Callable[[], None] = lambda: None
     """Sets a time limit to the rest of the process's life."""
     exit_process: Callable[[int], Any] = os._exit
+    exit_when_stuck: bool = False
+    """Drain and end with STUCK_EXIT as soon as a run is stuck."""
+    has_given_up: bool = False
+    """It was so."""
 
 
 async def supervise(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
@@ -90,6 +93,7 @@ async def supervise(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus
 
     A run that does not end though it was cancelled ends the process with STUCK_EXIT, everything else recorded:
     its row stays PROCESSING and is recovered by whoever comes next.
+    Raises: SystemExit with STUCK_EXIT when a stuck run was the reason to stop, and ended after all.
     """
     async with trio.open_nursery() as opened:
         closing = trio.Event()
@@ -97,6 +101,8 @@ async def supervise(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus
             await opened.start(_keep_open, executor, closing, parts.closing_budget)
         await _serve(parts, stop, task_status)
         closing.set()
+    if parts.has_given_up:
+        raise SystemExit(STUCK_EXIT)
 
 
 async def _serve(parts: Parts, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
@@ -186,9 +192,10 @@ async def _lead(parts: Parts, stop: trio.Event) -> None:
 
 async def _run_tasks(parts: Parts, worker: Worker, stop: trio.Event) -> None:
     """Run tasks under one lease after the other, until ``stop``."""
+    stuck_runs = StuckRuns(parts.store, worker, parts.metrics, partial(_give_up, parts, stop))
     if not worker.enrolled and not await _enrol(worker, stop):
         return
-    while not await _run_under_lease(parts, worker, stop):
+    while not await _run_under_lease(parts, worker, stuck_runs, stop):
         parts.metrics.lease_losses.inc()
         logger.error("the worker's lease was lost: its tasks are given to others")
         # What was handed over and not claimed goes back to the queues.
@@ -202,6 +209,17 @@ async def _run_tasks(parts: Parts, worker: Worker, stop: trio.Event) -> None:
         except StoreUnavailable as error:
             logger.error("the former lease's tasks are left to the leader: %s", error)
     await _leave(parts, worker)
+
+
+def _give_up(parts: Parts, stop: trio.Event) -> None:
+    """A run is stuck."""
+    if not parts.exit_when_stuck or parts.has_given_up:
+        return
+    logger.critical("worker.stuck is exit: the node drains and ends")
+    parts.has_given_up = True
+    if not stop.is_set():
+        parts.limit_dying()
+        stop.set()
 
 
 async def _enrol(worker: Worker, stop: trio.Event) -> bool:
@@ -225,11 +243,12 @@ async def _enrol(worker: Worker, stop: trio.Event) -> bool:
     return False
 
 
-async def _run_under_lease(parts: Parts, worker: Worker, stop: trio.Event) -> bool:
+async def _run_under_lease(parts: Parts, worker: Worker, stuck_runs: StuckRuns, stop: trio.Event) -> bool:
     """Run tasks until ``stop`` and let them end (True), or until the lease is lost (False)."""
     with trio.CancelScope(deadline=worker.safe_until) as right:
         async with trio.open_nursery() as holding:
             holding.start_soon(beat, worker, parts.coordinator, right, parts.heartbeat_interval)
+            holding.start_soon(stuck_runs.watch)
             async with trio.open_nursery() as runs:
                 async with trio.open_nursery() as intake:
                     intake.start_soon(worker.intake, runs)
@@ -238,30 +257,42 @@ async def _run_under_lease(parts: Parts, worker: Worker, stop: trio.Event) -> bo
                     worker.end_intake()
                     intake.cancel_scope.deadline = trio.current_time() + CLAIM_PATIENCE
                 # Not in here: what cancels the runs must not be cancelled with them.
-                holding.start_soon(_drain, parts, worker, runs)
+                holding.start_soon(_drain, parts, worker, stuck_runs, runs)
             holding.cancel_scope.cancel(reason=SHUTDOWN)
     return not right.cancelled_caught
 
 
-async def _drain(parts: Parts, worker: Worker, runs: trio.Nursery) -> None:
-    """Let runs finish within the grace time, then cancel them."""
+async def _drain(parts: Parts, worker: Worker, stuck_runs: StuckRuns, runs: trio.Nursery) -> None:
+    """Let runs finish within the grace time, then cancel them. Nobody waits for those that are stuck."""
     worker.draining = True
     await parts.coordinator.register(worker.info())
     if worker.busy:
         logger.info("draining: %d tasks get up to %g s to finish", worker.busy, parts.grace)
     with trio.move_on_after(parts.grace):
-        await worker.idle()
+        await _settled(worker, stuck_runs)
+    if not worker.busy:
         return
     logger.warning("grace time is over: %d tasks are cancelled and released", worker.busy)
+    cancelled_at = trio.current_time()
+    await worker.stop_runs(SHUTDOWN)
     runs.cancel_scope.cancel(reason=SHUTDOWN)
-    with trio.move_on_after(worker.cleanup_budget + STUCK_MARGIN):
-        await worker.idle()
+    with trio.move_on_after(worker.cleanup_budget + stuck.STUCK_MARGIN):
+        await _settled(worker, stuck_runs)
+    if not worker.busy:
         return
-    for run in worker.unended():
-        logger.error("task does not end: executor %s ignores its cancel", name_of(run.executor), extra=about(run))
+    stuck_runs.tell_of_all(worker.unended(), cancelled_at)
     await _record_rest(worker)
+    with trio.move_on_after(RECORD_PATIENCE):
+        await stuck_runs.write()
     logging.shutdown()
     parts.exit_process(STUCK_EXIT)
+
+
+async def _settled(worker: Worker, stuck_runs: StuckRuns) -> None:
+    """Return when nothing runs but what is stuck."""
+    while worker.busy > stuck_runs.count:
+        with trio.move_on_after(SETTLED_INTERVAL):
+            await worker.idle()
 
 
 async def _leave(parts: Parts, worker: Worker) -> None:

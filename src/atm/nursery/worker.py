@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,9 @@ from atm.store import Claimed, Lease, Note, Outcome, Refusal, Refused, Store
 from atm.task import Status, Task
 
 RECORD_BATCH = 500
+CANCEL_BATCH = 200
+"""Runs that are cancelled at a time: ten thousand at once would hold the loop for half a second."""
+
 FAMILY_PAUSE = (0.02, 1.0)
 """Seconds between two looks whether the children of ended runs have ended: the first, and the longest."""
 
@@ -57,6 +60,7 @@ class Worker:
     Attributes:
         safe_until: when the lease is to be taken for over, by Trio's clock; ``safe_until_clock``, by
             ``time.monotonic``, which other threads can read too.
+        remarked: runs with remarks that their tasks' logs have not been told of.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Worker:
         self.cleanup_budget = cleanup_budget
         self.executors = executors
         self.runs: dict[str, Run] = {}
+        self.remarked: list[Run] = []
         self.lease = Lease(worker_id, 0)
         self.enrolled = False
         self.draining = False
@@ -279,18 +284,24 @@ class Worker:
             lease: a former one of this worker; None takes the present one.
         """
         strays: list[Outcome] = []
+        missed: list[Run] = []
         for held in await self._store.held(lease or self.lease):
             run = self.runs.get(held.task_id)
             if run is not None and run.task.attempt == held.attempt:
-                if held.cancel_requested:
-                    run.cancel()
+                if held.cancel_requested and run.cancelled_at is None:
+                    missed.append(run)
             elif held.age >= older_than and held.task_id not in self._claiming:
                 message = "Released by its worker: not running there"
                 strays.append(
                     Outcome(task_id=held.task_id, attempt=held.attempt, status=Status.PENDING, message=message)
                 )
+        await _each(missed, Run.cancel)
         if strays:
             await self._release(strays)
+
+    async def stop_runs(self, reason: str) -> None:
+        """Cancel all runs; their tasks are released when they have ended."""
+        await _each(self.unended(), lambda run: run.stop(reason))
 
     async def _release(self, strays: list[Outcome]) -> None:
         verdicts = await self._store.finish(self.lease, strays)
@@ -433,6 +444,13 @@ def _tell(run: Run, ended_as: Status, now: Status) -> None:
     what_next = ", will be retried" if now is Status.PENDING else ""
     level = logging.INFO if ended_as is Status.CANCELLED else logging.WARNING
     logger.log(level, "task %s: %s%s", ended_as, run.outcome.message, what_next, extra=about(run))
+
+
+async def _each(runs: Sequence[Run], cancel: Callable[[Run], None]) -> None:
+    for index, run in enumerate(runs, start=1):
+        cancel(run)
+        if index % CANCEL_BATCH == 0:
+            await trio.lowlevel.checkpoint()
 
 
 def about(run: Run) -> dict[str, Any]:
