@@ -59,6 +59,12 @@ class Process:
         assert found is not None
         return found[1]
 
+    @property
+    def metrics_url(self) -> str:
+        found = re.search(r"^  metrics +(\S+)$", self.wait_for("Ctrl-C"), re.MULTILINE)
+        assert found is not None
+        return found[1]
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
