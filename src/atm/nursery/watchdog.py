@@ -45,7 +45,7 @@ OVERTIME = 5.0
 BLOCK_LIMIT = 15.0
 """Seconds of a blocked loop after which ``worker.stuck: exit`` ends the process: a lease and that time."""
 
-BURNT = 0.8
+BURNT = 0.5
 """Of the time in which this thread got none, what the loop's has computed, for it to be taken for the reason."""
 
 MAX_TOLD = 10
