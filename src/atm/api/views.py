@@ -41,6 +41,7 @@ class AttemptError(TypedDict):
     type: Annotated[str, Meta(description="Kind of the error.")]
     message: str
     retryable: bool
+    group: NotRequired[Annotated[Any, _text("The tree, where several errors came together.", type="object")]]
 
 
 class Progress(TypedDict):

@@ -29,11 +29,12 @@ class NewTask(TypedDict, total=False):
 
 
 class TaskError(msgspec.Struct, frozen=True, kw_only=True):
-    """Why the last failed attempt failed."""
+    """Why the last failed attempt failed. ``group`` is the tree of all errors, where several came together."""
 
     type: str
     message: str
     retryable: bool = True
+    group: dict[str, Any] | None = None
 
 
 class TaskProgress(msgspec.Struct, frozen=True, kw_only=True):
