@@ -108,7 +108,7 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     """How the end of a cancelled run went.
 
     ``took`` is seconds from the cancel's arrival at the node to the executor's end, by the node's clock;
-    ``ended_clock`` that end by ``time.monotonic``; ``reaped`` tells in words what had to be ended with it.
+    ``ended_clock`` that end by ``time.monotonic``; ``reaped`` the words for what had to be ended with it.
     """
 
     took: float

@@ -27,8 +27,8 @@ PATIENCE = 20.0
 class Hands:
     """What the watchdog looks at of a worker."""
 
-    def __init__(self, load: int = 0, safe_until_clock: float = math.inf) -> None:
-        self.load = load
+    def __init__(self, busy: int = 0, safe_until_clock: float = math.inf) -> None:
+        self.busy = busy
         self.safe_until_clock = safe_until_clock
         self.runs: dict[str, Run] = {}
         self.remarked: list[Run] = []
@@ -260,27 +260,27 @@ async def test_a_blocked_loop_alone_ends_no_process(exits: Exits, monkeypatch: p
 async def test_runs_that_outlive_their_lease_end_the_process(
     exits: Exits, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with watching(Hands(load=2, safe_until_clock=time.monotonic()), exits):
+    async with watching(Hands(busy=2, safe_until_clock=time.monotonic()), exits):
         await until(lambda: exits.codes)
     assert exits.codes[0] == OUTLIVED_EXIT == 70
     assert "2 tasks still run long after the lease was lost" in caplog.text
 
 
 async def test_a_blocked_loop_cannot_keep_the_process_alive_beyond_its_lease(exits: Exits) -> None:
-    async with watching(Hands(load=1, safe_until_clock=time.monotonic()), exits):
+    async with watching(Hands(busy=1, safe_until_clock=time.monotonic()), exits):
         hold_the_loop(lambda: exits.codes)
         assert exits.codes[0] == OUTLIVED_EXIT
 
 
 async def test_runs_get_their_time_to_end_after_the_lease(exits: Exits) -> None:
-    worker = Hands(load=1, safe_until_clock=time.monotonic())
+    worker = Hands(busy=1, safe_until_clock=time.monotonic())
     made = Watchdog(Metrics(), cast("Worker", worker), exits)
     looks = round(watchdog.OVERTIME / watchdog.LOOK)
     for _ in range(looks - 1):
         made._look_at_lease()
-    worker.load = 0  # they have ended in time
+    worker.busy = 0  # they have ended in time
     made._look_at_lease()
-    worker.load = 1  # under another lease, which is lost as well
+    worker.busy = 1  # under another lease, which is lost as well
     for _ in range(looks - 1):
         made._look_at_lease()
     assert exits.codes == []
@@ -297,7 +297,7 @@ async def test_runs_get_their_time_to_end_after_the_lease(exits: Exits) -> None:
 
 @pytest.mark.parametrize(
     "worker",
-    [None, Hands(load=1, safe_until_clock=math.inf), Hands(load=0, safe_until_clock=-math.inf)],
+    [None, Hands(busy=1, safe_until_clock=math.inf), Hands(busy=0, safe_until_clock=-math.inf)],
     ids=["no worker", "under a lease", "idle without a lease"],
 )
 def test_nothing_to_end_ends_nothing(exits: Exits, worker: Hands | None) -> None:

@@ -115,14 +115,13 @@ class Run:
     def overrun(self) -> str:
         """The same of one that has passed its deadline."""
         late = self.seconds - (self.scope.deadline - self.started_at)
-        return f"the executor ended {duration(late)} after its deadline; {self._reaped()}"
+        return f"the executor ended {duration(late)} after its deadline{self._reaped()}"
 
     def _reaped(self) -> str:
-        counts: dict[str, int] = getattr(self.context, "reaped", None) or {}
-        told = [
-            f"{count} {name if count != 1 else _ONE.get(name, name)}" for name, count in counts.items() if count
-        ]
-        return f"reaped {', '.join(told)}" if told else "nothing to reap"
+        """Its children are told of by the worker, when they have ended."""
+        counts = self.context.reaped.items()
+        told = [f"{count} {name if count != 1 else _ONE.get(name, name)}" for name, count in counts if count]
+        return f"; reaped {', '.join(told)}" if told else ""
 
 
 async def attempt(run: Run, ended: Callable[[Run], None]) -> None:

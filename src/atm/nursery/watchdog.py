@@ -201,13 +201,13 @@ class Watchdog:
 
     def _look_at_lease(self) -> None:
         worker = self._worker
-        if worker is None or not worker.load or time.monotonic() < worker.safe_until_clock:
+        if worker is None or not worker.busy or time.monotonic() < worker.safe_until_clock:
             self._overtime = 0.0
             return
         # Looks are counted, not the clock: a process that was paused has had no time to end its runs.
         self._overtime += LOOK
         if self._overtime >= OVERTIME:
-            logger.critical("%d tasks still run long after the lease was lost: the process ends", worker.load)
+            logger.critical("%d tasks still run long after the lease was lost: the process ends", worker.busy)
             for run in worker.unended()[:MAX_TOLD]:
                 logger.error("task does not end, at %s", self._place_of(run), extra=about(run))
             self._exit(OUTLIVED_EXIT)

@@ -238,7 +238,7 @@ def _steps(receipt: Receipt, asked_ms: int) -> str:
     by that node's own clock, which is this process's. The rest is the way there.
     """
     way = asked_ms / 1000 - receipt.took - (time.monotonic() - receipt.ended_clock)
-    return f"asked → node {duration(way)} → executor ended {duration(receipt.took)}; {receipt.reaped}"
+    return f"asked → node {duration(way)} → executor ended {duration(receipt.took)}{receipt.reaped}"
 
 
 def _possible_ends(row: Row, outcome: Outcome) -> tuple[Status, ...]:
