@@ -219,7 +219,7 @@ async def test_numbers_and_nulls(connection: Connection) -> None:
     assert float(tenth or b"") == 0.1
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object()], ids=["nan", "infinite", "no value"])
 def test_what_no_column_can_hold_is_the_callers_error(value: object) -> None:
     with pytest.raises((ValueError, TypeError)):
         bind("%s", value)
