@@ -187,3 +187,39 @@ async def test_what_is_no_executor_is_named() -> None:
 
     with pytest.raises(ConfigError, match=r"plain .*neither an Executor nor marked"):
         await run_executor(plain)
+
+
+@executes("sum")
+async def add_up(ctx: Context, task: Task) -> dict[str, Any]:
+    children = [await ctx.spawn("nap", {"seconds": each}) for each in task.payload["naps"]]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(children[0].wait)
+        results = [await child.result() for child in children]
+    return {"slept": sum(result["slept"] for result in results)}
+
+
+async def test_children_are_carried_out_by_the_executor_that_is_given(autojump_clock: MockClock) -> None:
+    ended = await run_executor(add_up, {"naps": [10, 20]}, children={"nap": nap})
+    assert (ended.status, ended.result, ended.seconds) == ("SUCCESS", {"slept": 30}, 30)
+    assert ended.spawned == [("nap", {"seconds": 10}), ("nap", {"seconds": 20})]
+
+
+async def test_children_are_cancelled_with_their_parent(autojump_clock: MockClock) -> None:
+    ended = await run_executor(add_up, {"naps": [10, 20]}, children={"nap": nap}, cancel_after=15)
+    assert (ended.status, ended.seconds) == ("CANCELLED", 15)
+
+
+async def test_children_can_be_given_by_their_result() -> None:
+    ended = await run_executor(add_up, {"naps": [1, 2]}, children={"nap": {"slept": 5}})
+    assert ended.result == {"slept": 10}
+
+
+async def test_children_can_be_made_to_fail() -> None:
+    ended = await run_executor(add_up, {"naps": [1]}, children={"nap": NonRetryable("no bed")})
+    assert ended.status == "FAILED"
+    assert "no bed" in ended.message
+
+
+async def test_children_that_nobody_expects_are_named() -> None:
+    ended = await run_executor(add_up, {"naps": [1]})
+    assert (ended.status, "no children of type 'nap'" in ended.message) == ("FAILED", True)

@@ -9,11 +9,12 @@ from typing import Any, TypedDict, Unpack
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
-from atm.executor import Context, Executor, Registry
+from atm.executor import Context, Executor, FunctionExecutor, Registry, marked_executor
 from atm.nursery.run import Run, attempt
 from atm.nursery.supervisor import SHUTDOWN
-from atm.store import LogRow, Note
+from atm.store import LogRow, NewTask, Note
 from atm.stores import decide
 from atm.task import LogType, Status, Task, TaskType, new_task_id
 
@@ -33,6 +34,8 @@ class Options(TypedDict, total=False):
         settings: those of the task type.
         cleanup_budget: seconds for ``ctx.cleanup()``; 5 by default.
         opened: the executor has been opened by the test, which closes it, too.
+        children: what ``ctx.spawn`` starts, by task type: an executor that carries them out, or the result of
+            each, or an exception that each ends with.
     """
 
     task_type: str
@@ -42,6 +45,7 @@ class Options(TypedDict, total=False):
     settings: TaskType
     cleanup_budget: float
     opened: bool
+    children: Mapping[str, Any]
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +61,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
         retry_in: seconds until the next attempt; None: there is none.
         progress: all that was written, the last one being what GET shows.
         logs: the task's log from the claim on.
+        spawned: type and payload of the children, in their order.
         seconds: how long the executor ran, by Trio's clock.
     """
 
@@ -69,6 +74,7 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     retry_in: float | None
     progress: list[dict[str, Any]]
     logs: list[LogRow]
+    spawned: list[tuple[str, dict[str, Any]]]
     seconds: float
 
 
@@ -160,8 +166,9 @@ class Trial:
         self._around = trio.CancelScope()
         self.top: trio.lowlevel.Task | None = None
         self.run = Run(self._task, settings, executor, self._began)
+        self._children = Children(options)
         budget = options.get("cleanup_budget", 5.0)
-        self.run.context = Context(self._task, WORKER, self.run.scope, self._note, budget)
+        self.run.context = Context(self._task, WORKER, self.run.scope, self._note, budget, family=self._children)
 
     def after(self, seconds: float, act: Callable[[], None]) -> None:
         """Have something done to it so many seconds after its beginning."""
@@ -212,6 +219,12 @@ class Trial:
         number, kind = len(self._logs) + 1, LogType(row.log_type)
         self._logs.append(LogRow(number, kind, source, target, row.message, row.worker_id, row.attempt, self._now))
 
+    def as_task(self, ended: Ended) -> Task:
+        """The task as the store would have it now."""
+        result = None if ended.status is not Status.SUCCESS else json.dumps(ended.result)
+        error = None if ended.error is None else json.dumps(ended.error)
+        return replace(self._task, status=ended.task_status, result_json=result, error_json=error)
+
     @property
     def _now(self) -> int:
         return EPOCH_MS + round((trio.current_time() - self._began) * 1000)
@@ -233,8 +246,57 @@ class Trial:
             retry_in=outcome.retry_in if verdict.status is Status.PENDING else None,
             progress=self._progress,
             logs=self._logs,
+            spawned=self._children.spawned,
             seconds=self.run.seconds,
         )
+
+
+class Children:
+    """Implements ``atm.executor.Family``: each child is one attempt, made when its parent first waits for it."""
+
+    def __init__(self, options: Options) -> None:
+        self.spawned: list[tuple[str, dict[str, Any]]] = []
+        self._known = options.get("children", {})
+        self._budget = options.get("cleanup_budget", 5.0)
+        self._plans: dict[str, tuple[Executor, dict[str, Any], Options]] = {}
+        self._alone: dict[str, trio.Lock] = {}
+        self._ended: dict[str, Task] = {}
+
+    async def start(self, ctx: Context, ordinal: int, task: NewTask) -> str:
+        await trio.lowlevel.checkpoint()
+        if task.task_type not in self._known:
+            raise LookupError(f"the test has no children of type {task.task_type!r}: name it in `children`")
+        payload = json.loads(task.payload_json)
+        self.spawned.append((task.task_type, payload))
+        options = Options(task_type=task.task_type, max_retry=0, cleanup_budget=self._budget, children=self._known)
+        if task.timeout is not None:
+            options["timeout"] = task.timeout
+        child = _child(self._known[task.task_type], task.task_type)
+        self._plans[task.task_id] = child, payload, options
+        self._alone[task.task_id] = trio.Lock()
+        return task.task_id
+
+    async def ended(self, ctx: Context, task_id: str) -> Task:
+        async with self._alone[task_id]:
+            if task_id not in self._ended:
+                executor, payload, options = self._plans[task_id]
+                async with opened(executor, options):
+                    trial = Trial(executor, payload, options)
+                    self._ended[task_id] = trial.as_task(await trial.carry_out())
+        return self._ended[task_id]
+
+
+def _child(given: object, task_type: str) -> Executor:
+    if isinstance(given, Executor) or marked_executor(given) is not None:
+        return executor_of(given)  # type: ignore[arg-type]
+
+    async def stand_in(ctx: Context, task: Task) -> object:
+        await trio.lowlevel.checkpoint()
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    return FunctionExecutor(stand_in, (task_type,))
 
 
 async def _act_after(seconds: float, act: Callable[[], None]) -> None:
