@@ -70,17 +70,18 @@ async def test_what_has_no_checkpoint_cannot_be_cancelled() -> None:
 
 
 @pytest.fixture
-def kept() -> Iterator[list[Callable[[], object]]]:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left in these tests will not go away by itself."""
+    monkeypatch.setattr(leftovers, "PATIENCE", 0.05)
+
+
+@pytest.fixture
+def kept(impatient: None) -> Iterator[list[Callable[[], object]]]:
     """How to get rid of what a bad executor has left, at last."""
     found: list[Callable[[], object]] = []
     yield found
     for end in found:
         end()
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leftovers, "PATIENCE", 0.05)
 
 
 async def test_an_open_file_is_named_with_the_checkpoint_and_its_line(
@@ -144,7 +145,7 @@ async def test_a_process_is_found(kept: list[Callable[[], object]]) -> None:
         await check_cancel_safety(careless)
 
 
-async def test_a_task_in_somebody_elses_nursery_is_found(autojump_clock: MockClock) -> None:
+async def test_a_task_in_somebody_elses_nursery_is_found(autojump_clock: MockClock, impatient: None) -> None:
     async with trio.open_nursery() as elsewhere:
 
         @executes("careless")
