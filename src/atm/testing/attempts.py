@@ -12,8 +12,7 @@ import trio
 from msgspec.structs import replace
 
 from atm.executor import Context, Executor, FunctionExecutor, Registry, marked_executor
-from atm.nursery.run import Run, attempt
-from atm.nursery.supervisor import SHUTDOWN
+from atm.nursery.run import SHUTDOWN, Run, attempt
 from atm.store import LogRow, NewTask, Note
 from atm.stores import decide
 from atm.task import LogType, Status, Task, TaskType, new_task_id
@@ -236,12 +235,13 @@ class Trial:
         assert change is not None
         if outcome.progress_json is not None:
             self._progress.append(json.loads(outcome.progress_json))
+        status = outcome.status if verdict.status is Status.PENDING else verdict.status
         return Ended(
-            status=outcome.status if verdict.status is Status.PENDING else verdict.status,
+            status=status,
             task_status=verdict.status,
             result=None if change.result_json is None else json.loads(change.result_json),
             error=None if change.error_json is None else json.loads(change.error_json),
-            message=outcome.message,
+            message=next(row.message for row in reversed(self._logs) if row.to_status is status),
             details=outcome.details,
             retry_in=outcome.retry_in if verdict.status is Status.PENDING else None,
             progress=self._progress,
