@@ -217,17 +217,20 @@ async def test_a_failure_instead_of_a_cancel_is_told() -> None:
         await check_cancel_safety(odd)
 
 
-async def test_a_shield_beyond_the_budget_is_told(autojump_clock: MockClock) -> None:
+async def test_a_shield_beyond_the_budget_is_told(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     @executes("slow")
     async def slow(ctx: Context, task: Task) -> None:
         try:
             await trio.sleep(1)
         finally:
             with trio.CancelScope(shield=True):
-                await trio.sleep(60)
+                await trio.sleep(60)  # here
 
     with pytest.raises(AssertionError, match=r"at checkpoint 1, .* took 60.0 s to end; it has 5 s to clean up"):
         await check_cancel_safety(slow)
+    assert f"does not end: cancelled 7 s ago, it is at {line_of(slow, '# here')}" in caplog.text
 
 
 async def test_a_payload_that_does_not_work_tests_nothing(autojump_clock: MockClock) -> None:

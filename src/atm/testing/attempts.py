@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, TypedDict, Unpack
 
@@ -11,11 +12,15 @@ import msgspec
 import trio
 from msgspec.structs import replace
 
-from atm.executor import Context, Executor, FunctionExecutor, Registry, marked_executor
+from atm.executor import Context, Executor, FunctionExecutor, Registry, marked_executor, name_of
+from atm.nursery.places import whereabouts
 from atm.nursery.run import SHUTDOWN, Run, attempt
+from atm.nursery.stuck import STUCK_MARGIN
 from atm.store import LogRow, NewTask, Note
 from atm.stores import decide
 from atm.task import LogType, Status, Task, TaskType, new_task_id
+
+logger = logging.getLogger("atm.testing")
 
 WORKER = "worker-of-the-test"
 EPOCH_MS = 1_700_000_000_000
@@ -163,10 +168,11 @@ class Trial:
         self._logs: list[LogRow] = []
         self._later: list[tuple[float, Callable[[], None]]] = []
         self._around = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
         self.top: trio.lowlevel.Task | None = None
         self.run = Run(self._task, settings, executor, self._began)
         self._children = Children(options)
-        budget = options.get("cleanup_budget", 5.0)
+        self._budget = budget = options.get("cleanup_budget", 5.0)
         self.run.context = Context(self._task, WORKER, self.run.scope, self._note, budget, family=self._children)
 
     def after(self, seconds: float, act: Callable[[], None]) -> None:
@@ -177,6 +183,8 @@ class Trial:
         """A user cancels the task."""
         decide.cancel(self._row, self._now, self._log)
         self.run.cancel()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._tell_if_stuck)
 
     def shut_down(self) -> None:
         """The node's grace time is over."""
@@ -187,6 +195,7 @@ class Trial:
         self._log(decide.claimed(self._row.seq, self._task.attempt, WORKER))
         ended = trio.Event()
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             for seconds, act in self._later:
                 if seconds <= 0:
                     act()
@@ -204,6 +213,12 @@ class Trial:
                 await attempt(self.run, lambda _: None)
         finally:
             ended.set()
+
+    async def _tell_if_stuck(self) -> None:
+        """Nothing can end such a run; but the log is shown with a test that is ended for its time."""
+        await trio.sleep(self._budget + STUCK_MARGIN)
+        name, where = name_of(self.run.executor), whereabouts(self.run)
+        logger.error("%s does not end: cancelled %g s ago, it is at %s", name, self._budget + STUCK_MARGIN, where)
 
     async def _note(self, note: Note) -> None:
         await trio.lowlevel.checkpoint()

@@ -9,12 +9,10 @@ from typing import Any, Unpack
 import trio
 
 from atm.executor import Executor, name_of
+from atm.nursery.stuck import STUCK_MARGIN
 from atm.task import Status
 from atm.testing.attempts import Ended, Options, Trial, executor_of, opened
 from atm.testing.leftovers import Leftovers, left_since
-
-MARGIN = 2.0
-"""Seconds that a run may take to end beyond the cleanup budget; a node calls it stuck then, too."""
 
 MOST = 1000
 """Checkpoints; work that has more is not cut at all of them in a test's time."""
@@ -91,7 +89,7 @@ def _assert_ended_well(cutter: _Cutter, ends_as: str, where: str) -> None:
     made_of_it = cutter.trial.run.outcome.status
     if made_of_it not in (Status.CANCELLED, ends_as):
         raise AssertionError(f"{where}, ended as {made_of_it}: {ended.message}\n{ended.details or ''}")
-    if cutter.took > cutter.budget + MARGIN:
+    if cutter.took > cutter.budget + STUCK_MARGIN:
         raise AssertionError(f"{where}, took {cutter.took:.1f} s to end; it has {cutter.budget:g} s to clean up")
 
 
