@@ -214,6 +214,7 @@ def test_pages_with_examples_have_them_tried() -> None:
         "docs/quickstart.md",
         "docs/python-sdk.md",
         "docs/extensibility.md",
+        "docs/writing-executors.md",
         "docs/operations.md",
     }
     assert {name_of(page) for page in STORIES} >= named

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from atm.executors.addresses import LOOKUP_LIMIT, LOOKUPS_AT_A_TIME, Gate, NotAllowed, is_public, system_lookup
-from checkpoints import busy_threads
+from atm.testing.leftovers import busy_threads
 
 NOT_PUBLIC = """
 0.0.0.0 0.1.2.3 10.0.0.1 100.64.0.1 100.127.255.255 127.0.0.1 127.255.255.254 168.63.129.16 169.254.169.254
@@ -115,7 +115,7 @@ async def test_who_waits_for_the_systems_resolver_can_be_cancelled(monkeypatch: 
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     lookup = system_lookup()
-    before = busy_threads()
+    before = len(busy_threads())
     async with trio.open_nursery() as nursery:
         for _ in range(LOOKUPS_AT_A_TIME + 5):
             nursery.start_soon(lookup, "a.test", 80)
@@ -123,8 +123,8 @@ async def test_who_waits_for_the_systems_resolver_can_be_cancelled(monkeypatch: 
             assert await trio.to_thread.run_sync(asked.acquire, True, 20)
         assert not asked.acquire(blocking=False)
         nursery.cancel_scope.cancel()
-    assert busy_threads() == before + LOOKUPS_AT_A_TIME
+    assert len(busy_threads()) == before + LOOKUPS_AT_A_TIME
     answers.set()
     with trio.fail_after(20):
-        while busy_threads() > before:
+        while len(busy_threads()) > before:
             await trio.sleep(0.01)

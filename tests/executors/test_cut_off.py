@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from atm.executor import Executor, Registry
 from atm.executors import loading
 from atm.executors.email import EmailExecutor
 from atm.executors.http import HttpExecutor
-from atm.task import Status
-from checkpoints import cancel_at_each_checkpoint
+from atm.testing import check_cancel_safety
 from executors.mail import mail_server_of_others
 from executors.web import Certificate, Names, answer, certificate, web
-from nursery.bench import AttemptKit
 
 HELLO = {"to": "user@example.com", "subject": "Hello", "body": "Test email"}
 NAME = "api.example.test"
@@ -85,20 +82,12 @@ def cert(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @pytest.mark.parametrize("name", CASES)
 async def test_nothing_is_left(
-    attempts: AttemptKit, cert: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    cert: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(cert.authority))
     case, _, least = CASES[name]
     async with case(cert, tmp_path) as (executor, payload):
-
-        async def work(scope: trio.CancelScope) -> None:
-            run = attempts.run(executor, payload=payload)
-            run.scope = run.context._scope = scope
-            outcome = await attempts.end_of(run)
-            ended = Status.CANCELLED if scope.cancelled_caught else Status.SUCCESS
-            assert outcome.status is ended, outcome.message
-
-        assert await cancel_at_each_checkpoint(work) >= least
+        assert await check_cancel_safety(executor, payload) >= least
 
 
 def test_every_shipped_executor_is_tried() -> None:

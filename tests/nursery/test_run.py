@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from trio.testing import MockClock
 
 from atm.errors import NonRetryable, RetryLater
 from atm.executor import Context, TaskResult
-from atm.nursery.run import MAX_DETAILS, MAX_ERROR, MAX_RESULT, attempt
+from atm.nursery.run import MAX_DETAILS, MAX_ERROR, MAX_RESULT, Run, attempt
 from atm.store import Outcome
 from atm.task import RetryStrategy, Status, Task, TaskType
 from nursery.bench import AttemptKit, Body
@@ -379,6 +380,39 @@ async def test_a_cancel_kept_from_a_scope_of_the_executors_own_is_a_failure(atte
         runs.start_soon(attempts.end_of, run)
     assert not runs.cancel_scope.cancel_called
     assert run.outcome.status is Status.FAILED
+
+
+def _time_out(run: Run) -> None:
+    run.scope.deadline = trio.current_time()
+    assert run.scope.cancel_called
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (Run.cancel, Status.CANCELLED),
+        (_time_out, Status.TIMEOUT),
+        (lambda run: run.stop("shutdown"), Status.PENDING),
+    ],
+    ids=["user", "timeout", "shutdown"],
+)
+@pytest.mark.parametrize("own", [{}, {"deadline": 0}], ids=["cancel", "deadline"])
+async def test_a_cancel_that_meets_one_of_the_executors_own_ends_the_run(
+    attempts: AttemptKit, own: dict[str, float], end: Callable[[Run], None], status: Status
+) -> None:
+    """Trio then tells the cause of the inner one, which its scope does not hold back any more."""
+
+    async def meet(ctx: Context, task: Task) -> None:
+        with trio.CancelScope(**own) as scope:
+            if not own:
+                scope.cancel(reason="enough")
+            try:
+                await trio.lowlevel.checkpoint()
+            finally:
+                end(run)
+
+    run = attempts.run(meet)
+    assert (await attempts.end_of(run)).status is status
 
 
 # timeout

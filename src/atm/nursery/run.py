@@ -213,7 +213,12 @@ def _judge_error(run: Run, error: BaseException) -> Outcome:
     leaves = list(_leaves(error))
     failures = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
     details = _details(error, len(leaves)) if failures else None
-    cancelled = next(filter(None, map(_cancel_behind, leaves)), None) if run.scope.cancel_called else None
+    cancelled = None
+    if run.scope.cancel_called:
+        is_over = _is_over(run)
+        cancelled = next(filter(None, (_cancel_behind(leaf, is_over) for leaf in leaves)), None)
+    if cancelled is None and run.scope.cancelled_caught:
+        return _cut_off_twice(run, details)
     if cancelled is None:
         cause = next((leaf for leaf in leaves if isinstance(leaf, NonRetryable)), (failures or leaves)[0])
         retryable = not isinstance(cause, NonRetryable)
@@ -221,23 +226,45 @@ def _judge_error(run: Run, error: BaseException) -> Outcome:
         name, reason, tree = type(cause).__name__, _text_of(cause), _tree(error)
         return _failure(run, Status.FAILED, name, reason, details, retryable=retryable, after=after, tree=tree)
     if cancelled.source == "deadline":
-        reason = f"no end within its timeout of {run.task.timeout:g} s"
-        tree = _tree(error) if failures else None
-        return _failure(run, Status.TIMEOUT, "Timeout", reason, details, tree=tree, receipt=run.overrun())
+        return _timeout(run, details, _tree(error) if failures else None)
     if cancelled.reason != USER_CANCEL:
         return _released(run, cancelled, details)
     return _outcome(run, Status.CANCELLED, "Task cancelled", details=details)
 
 
-def _cancel_behind(error: BaseException) -> trio.Cancelled | None:
+def _timeout(run: Run, details: str | None, tree: dict[str, Any] | None = None) -> Outcome:
+    reason = f"no end within its timeout of {run.task.timeout:g} s"
+    return _failure(run, Status.TIMEOUT, "Timeout", reason, details, tree=tree, receipt=run.overrun())
+
+
+def _cut_off_twice(run: Run, details: str | None) -> Outcome:
+    """The run was cancelled while a cancel of the executor's own was under way, whose cause alone Trio tells."""
+    if run.cancelled_at is not None:
+        return _outcome(run, Status.CANCELLED, "Task cancelled", details=details)
+    if _is_over(run):
+        return _timeout(run, details)
+    return _outcome(run, Status.PENDING, "Released by its worker: stopped", details=details)
+
+
+def _is_over(run: Run) -> bool:
+    """Whether its deadline has passed when it ended."""
+    return run.ended_at is not None and run.ended_at >= run.scope.deadline
+
+
+def _cancel_behind(error: BaseException, is_over: bool) -> trio.Cancelled | None:
     """The Cancelled that an error is, or that was under way when the error was raised, by a cleanup say.
 
     Those of scopes that the executor has cancelled itself are its own business.
+
+    Args:
+        is_over: the run's deadline has passed; before, only the executor's own deadlines can have.
     """
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
-        if isinstance(current, trio.Cancelled) and (current.source == "deadline" or current.reason in OWN_REASONS):
+        if isinstance(current, trio.Cancelled) and (
+            is_over if current.source == "deadline" else current.reason in OWN_REASONS
+        ):
             return current
         seen.add(id(current))
         current = current.__context__
