@@ -45,7 +45,7 @@ HOMES: dict[str, str | tuple[str, ...]] = {
     "quart_trio": "api/",
     "redis": "coordinators/redis_wire.py",
     "rich": ("cli/live.py", "cli/say.py"),
-    "signal": "nursery/signals.py",
+    "signal": ("nursery/signals.py", "executors/guarded.py", "executors/reaper.py"),
     "smtplib": "executors/email.py",
     "ssl": ("coordinators/redis_wire.py", "executors/email.py", "executors/http", "stores/mysql_driver.py"),
     "sqlite3": ("stores/sqlite.py", "stores/sqlite_survey.py"),
@@ -193,7 +193,9 @@ def test_long_lived_nurseries_are_opened_by_the_supervisor_alone() -> None:
         "api/server.py",
         "coordinators/redis.py",
         "coordinators/redis_link.py",
+        "executors/command.py",
         "executors/email.py",
+        "executors/process.py",
         "serial.py",
         "lane.py",
         "stores/mysql.py",
@@ -210,7 +212,13 @@ def test_a_shield_has_an_address() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.keyword) and node.arg == "shield"
     }
-    assert shields == {"coordinators/redis_link.py", "executor.py", "lane.py"}
+    assert shields == {
+        "coordinators/redis_link.py",
+        "executor.py",
+        "executors/guarded.py",
+        "executors/command.py",
+        "lane.py",
+    }
 
 
 def test_exception_groups_are_split_where_an_attempt_ends_and_nowhere_else() -> None:

@@ -7,18 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from atm.errors import ChildFailed, NonRetryable, RetryLater
-    from atm.executor import Child, Context, Executor, TaskResult, executes
+    from atm.errors import ChildFailed, CommandFailed, NonRetryable, RetryLater
+    from atm.executor import Child, CommandResult, Context, Executor, TaskResult, executes
+    from atm.executors.plain import PlainContext
     from atm.node import Node
     from atm.task import Task
 
 __all__ = [
     "Child",
     "ChildFailed",
+    "CommandFailed",
+    "CommandResult",
     "Context",
     "Executor",
     "Node",
     "NonRetryable",
+    "PlainContext",
     "RetryLater",
     "Task",
     "TaskResult",
@@ -28,10 +32,13 @@ __all__ = [
 _HOMES = {
     "Child": "atm.executor",
     "ChildFailed": "atm.errors",
+    "CommandFailed": "atm.errors",
+    "CommandResult": "atm.executor",
     "Context": "atm.executor",
     "Executor": "atm.executor",
     "Node": "atm.node",
     "NonRetryable": "atm.errors",
+    "PlainContext": "atm.executors.plain",
     "RetryLater": "atm.errors",
     "Task": "atm.task",
     "TaskResult": "atm.executor",

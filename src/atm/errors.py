@@ -13,6 +13,8 @@ NonRetryable               raised by executors: fail now, whatever retries are l
 └── SpawnRefused           a child cannot be started: the code has changed between attempts, or a cap forbids it
 RetryLater                 raised by executors: fail, and do not come back before so many seconds
 ChildFailed                raised to executors that ask for the result of a child that has none
+CommandFailed              a command of ``ctx.run_process`` ended with another code than 0
+WorkerDied                 the process of the process lane ended before its task
 """
 
 from __future__ import annotations
@@ -124,6 +126,33 @@ class ChildFailed(Exception):
         self.task_type = task_type
         self.status = status
         self.error = error
+
+
+class CommandFailed(Exception):
+    """A command ended with another code than 0; its arguments are not told, they may be secrets.
+
+    Args:
+        program: its name.
+        returncode: negative for the signal that ended it.
+        stdout: what it wrote, as far as it was kept.
+        stderr: the same; its last line is told.
+    """
+
+    def __init__(self, program: str, returncode: int, stdout: bytes = b"", stderr: bytes = b"") -> None:
+        how = f"exited with code {returncode}" if returncode >= 0 else f"was ended by signal {-returncode}"
+        last = stderr.decode(errors="replace").strip().rpartition("\n")[2].strip()
+        super().__init__(f"{program} {how}{': ' + last if last else ''}")
+        self.program = program
+        self.returncode = returncode
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def __reduce__(self) -> tuple[type[CommandFailed], tuple[str, int, bytes, bytes]]:
+        return CommandFailed, (self.program, self.returncode, self.stdout, self.stderr)
+
+
+class WorkerDied(Exception):
+    """The process that carried out the task ended before it: by a signal, by ``os._exit``."""
 
 
 def leaf_of(error: BaseException, kind: type[E]) -> E | None:

@@ -14,6 +14,9 @@ only after ``execute`` has ended.
     @executes("resize_image")
     async def resize(ctx, task):
         return {"width": 64}
+
+Blocking code runs in another lane: a plain ``def`` in a thread, or with ``lane="process"`` in a process that is
+killed on cancel. Its ``ctx`` has the same verbs without ``await``.
 """
 
 from __future__ import annotations
@@ -22,9 +25,11 @@ import builtins
 import inspect
 import json
 import math
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+import os
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar, get_args
 
 import msgspec
 import trio
@@ -39,6 +44,15 @@ PROGRESS_INTERVAL = 0.1
 MAX_LOG_MESSAGE = 4096
 """Characters of one ``ctx.log`` message or progress message; the rest is cut."""
 
+MAX_RESULT = 1024 * 1024
+"""Bytes of a result's JSON text."""
+
+MAX_OUTPUT = 1024 * 1024
+"""Bytes that are kept of each of a command's two streams, where nothing else is said."""
+
+Lane = Literal["async", "thread", "process"]
+CancelReason = Literal["cancelled", "timeout", "shutdown"]
+
 
 MAX_TIMEOUT, MAX_RETRY, MAX_PAYLOAD = 604_800, 100, 1024 * 1024
 """Of a child, as of any task: seconds, retries, bytes."""
@@ -52,6 +66,19 @@ class TaskResult(msgspec.Struct, frozen=True):
     success: bool
     data: Any = None
     error: str | None = None
+
+
+class CommandResult(msgspec.Struct, frozen=True):
+    """What a command came to.
+
+    ``returncode`` is negative for the signal that ended it. ``truncated`` says that it wrote more than the limit,
+    and that the rest was dropped.
+    """
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+    truncated: bool = False
 
 
 class NoteSink(Protocol):
@@ -105,6 +132,22 @@ class Child:
         return None if task.result_json is None else json.loads(task.result_json)
 
 
+class Commands(Protocol):
+    """Runs the commands of ``Context.run_process``, whose docstring is the contract."""
+
+    async def __call__(
+        self,
+        ctx: Context,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        input: bytes | None,  # noqa: A002 - as subprocess calls it
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        check: bool,
+        limit: int,
+    ) -> CommandResult: ...
+
+
 class Context:
     """What an executor knows of its run, and its way to report back.
 
@@ -116,11 +159,15 @@ class Context:
         unsaved_progress: progress reported too soon after the last write; saved with the outcome.
         children: those that this attempt has started or found; None before the first.
         slot_lent: whether the run has given its slot to others while it waits for a child.
+        whereabouts: tells where the run's thread or process is now; None where it runs on the loop.
     """
 
     __slots__ = (
+        "_around",
+        "_cancel_reason",
         "_cleanup_budget",
         "_cleanup_until",
+        "_commands",
         "_family",
         "_note",
         "_priority",
@@ -132,6 +179,7 @@ class Context:
         "slot_lent",
         "task_id",
         "unsaved_progress",
+        "whereabouts",
         "worker_id",
     )
 
@@ -144,7 +192,10 @@ class Context:
         cleanup_budget: float,
         *,
         family: Family | None = None,
+        around: tuple[trio.CancelScope, ...] = (),
+        commands: Commands | None = None,
     ) -> None:
+        """``around``: the scopes around the run's own; the end of any of them is a shutdown to the run."""
         self.task_id = task.task_id
         self.attempt = task.attempt
         self.worker_id = worker_id
@@ -158,7 +209,11 @@ class Context:
         self._cleanup_budget = cleanup_budget
         self._cleanup_until: float | None = None
         self._progress_saved_at = -math.inf
+        self._around = around
+        self._commands = commands
+        self._cancel_reason: CancelReason | None = None
         self._reaped: dict[str, int] | None = None
+        self.whereabouts: Callable[[], str] | None = None
 
     @property
     def deadline(self) -> float:
@@ -174,6 +229,30 @@ class Context:
     def idempotency_key(self) -> str:
         """The same at every attempt of the task, for external systems that recognise a repetition."""
         return self.task_id
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the run is to end: a user's cancel, its timeout, or the node's shutdown."""
+        return self.cancel_reason is not None
+
+    @property
+    def cancel_reason(self) -> CancelReason | None:
+        """Why the run is to end: "cancelled" (by a user), "timeout", "shutdown" (it will run again), or None.
+
+        Read from the scopes themselves; of a cancel and the timeout the one that came first.
+        """
+        if self._cancel_reason is None:
+            if self._scope.cancel_called:
+                timed_out = trio.current_time() >= self._scope.deadline
+                self._cancel_reason = "timeout" if timed_out else "cancelled"
+            elif any(scope.cancel_called for scope in self._around):
+                self._cancel_reason = "shutdown"
+        return self._cancel_reason
+
+    def note_cancel(self, reason: CancelReason) -> None:
+        """The run's scope is about to be cancelled, and this is why. For those who carry out runs."""
+        if self.cancel_reason is None:
+            self._cancel_reason = reason
 
     @property
     def reaped(self) -> Mapping[str, int]:
@@ -234,6 +313,33 @@ class Context:
             if child.task_id:  # else its start has failed
                 await child.wait()
 
+    async def run_process(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        input: bytes | None = None,  # noqa: A002 - as subprocess calls it
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        check: bool = True,
+        limit: int = MAX_OUTPUT,
+    ) -> CommandResult:
+        """Run a command to its end. No process of it lives when this returns or raises.
+
+        When the run is cancelled all its processes get SIGTERM, and after the cleanup budget SIGKILL. What the
+        command leaves behind when it ends by itself, daemons too, is killed at once.
+
+        Args:
+            argv: the program, found on the PATH, and its arguments; no shell looks at them.
+            input: what it reads; None: nothing.
+            env: its whole environment; None: the node's, without the node's settings.
+            check: raise when it ends with another code than 0.
+            limit: bytes that are kept of each of its two streams.
+        Raises: CommandFailed; OSError when it cannot be started; TypeError, ValueError for what is no command.
+        """
+        if self._commands is None:
+            raise RuntimeError("this context runs no commands")
+        return await self._commands(self, argv, input=input, env=env, cwd=cwd, check=check, limit=limit)
+
     async def progress(self, fraction: float, message: str | None = None) -> None:
         """Tell how far the work has come; GET shows it. ``fraction`` is 0 to 1. Raises ValueError outside."""
         if not 0 <= fraction <= 1:
@@ -264,6 +370,7 @@ class Context:
         now = trio.current_time()
         if trio.current_effective_deadline() > now:
             return trio.CancelScope(shield=True, deadline=now + self._cleanup_budget)
+        _ = self.cancel_reason  # known from now on
         if self._cleanup_until is None:
             self._cleanup_until = now + self._cleanup_budget
         return trio.CancelScope(shield=True, deadline=self._cleanup_until)
@@ -308,12 +415,13 @@ class Executor:
     Attributes:
         type: the executor's name.
         supported_task_types: the task types it runs.
-        lane: where it runs; "async" is Trio code on the node's loop.
+        lane: where it runs: "async" is Trio code on the node's loop; "thread" and "process" take a plain
+            ``def execute``.
     """
 
     type: ClassVar[str] = ""
     supported_task_types: tuple[str, ...] = ()
-    lane: ClassVar[str] = "async"
+    lane: ClassVar[Lane] = "async"
 
     async def __aenter__(self) -> Self:
         return self
@@ -331,36 +439,60 @@ class Executor:
         raise NotImplementedError
 
 
-TaskFunction = Callable[[Context, Task], Coroutine[Any, Any, Any]]
+TaskFunction = Callable[[Any, Task], Any]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__atm_executes__"
 
 
 class FunctionExecutor(Executor):
-    """An async function that serves as an executor."""
+    """A function that serves as an executor."""
 
-    def __init__(self, function: TaskFunction, task_types: tuple[str, ...]) -> None:
+    def __init__(self, function: TaskFunction, task_types: tuple[str, ...], lane: Lane = "async") -> None:
         self.supported_task_types = task_types
+        self.lane = lane  # type: ignore[misc]
         # The instance's attribute spares each attempt a call through a method.
         self.execute = function  # type: ignore[method-assign,assignment]
 
 
-def executes(*task_types: str, lane: str | None = None) -> Callable[[F], F]:
-    """Mark an async function as the executor of these task types; it is returned unchanged.
+def executes(*task_types: str, lane: Lane | None = None) -> Callable[[F], F]:
+    """Mark a function as the executor of these task types; it is returned unchanged.
 
-    Raises: ConfigError for what can be no task type, or a lane that this version does not have.
+    Args:
+        lane: "async", the default of an ``async def``; "thread", the default of a plain ``def``; or "process".
+    Raises: ConfigError for what can be no task type, and for a function that does not fit its lane.
     """
     _check_types("@executes", task_types)
 
     def mark(function: F) -> F:
         where = f"@executes on {getattr(function, '__qualname__', repr(function))}"
-        if lane not in (None, "async") or not inspect.iscoroutinefunction(function):
-            raise ConfigError(where, "only async functions (lane 'async') are supported yet")
-        setattr(function, _MARK, task_types)
+        if not inspect.isfunction(function):
+            raise ConfigError(where, "only functions can be marked: def or async def")
+        chosen = lane or ("async" if inspect.iscoroutinefunction(function) else "thread")
+        _check_lane(where, chosen, function)
+        setattr(function, _MARK, (task_types, chosen))
         return function
 
     return mark
+
+
+def _check_lane(where: str, lane: object, function: Callable[..., Any]) -> None:
+    if lane not in get_args(Lane):
+        raise ConfigError(where, f"there is no lane {lane!r}: async, thread or process")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigError(where, "a generator cannot carry out a task: return the result")
+    if lane == "async" and inspect.isroutine(function) and not inspect.iscoroutinefunction(function):
+        raise ConfigError(where, "lane 'async' takes an async def; a plain def runs in lane 'thread' or 'process'")
+    if lane != "async" and inspect.iscoroutinefunction(function):
+        raise ConfigError(where, f"lane {lane!r} takes a plain def; an async def runs in lane 'async'")
+
+
+def _check_sendable(where: str, work: object) -> None:
+    try:
+        pickle.dumps(work)
+    except Exception as error:
+        reason = f"lane 'process' cannot take it to another process: {type(error).__name__}: {error}"
+        raise ConfigError(where, reason) from error
 
 
 def _check_types(where: str, task_types: object) -> None:
@@ -373,10 +505,8 @@ def _check_types(where: str, task_types: object) -> None:
 
 def marked_executor(value: object) -> Executor | None:
     """The executor of a function that ``executes`` has marked, None for anything else."""
-    if not inspect.iscoroutinefunction(value):
-        return None
-    task_types = getattr(value, _MARK, None)
-    return None if task_types is None else FunctionExecutor(value, task_types)
+    mark = getattr(value, _MARK, None) if inspect.isfunction(value) else None
+    return None if mark is None else FunctionExecutor(value, *mark)  # type: ignore[arg-type]
 
 
 class Registry:
@@ -396,8 +526,9 @@ class Registry:
         if found is None:
             raise ConfigError("executors", f"{executor!r} is neither an Executor nor marked by @executes")
         _check_types(f"supported_task_types of {name_of(found)}", found.supported_task_types)
-        if found.lane != "async":
-            raise ConfigError("executors", f"{name_of(found)} has lane {found.lane!r}; only 'async' exists yet")
+        _check_lane(f"executor {name_of(found)}", found.lane, found.execute)
+        if found.lane == "process":
+            _check_sendable(f"executor {name_of(found)}", found.execute)
         for task_type in found.supported_task_types:
             owner = self._by_type.get(task_type)
             if owner is not None and task_type not in self._shipped and not _same(owner, found):
@@ -429,8 +560,32 @@ def _same(one: Executor, other: Executor) -> bool:
     return one is other or (functions and one.execute is other.execute)
 
 
+class LaneExecutor(Executor):
+    """Carries out another executor's work somewhere else than on the loop, and is opened and closed with it."""
+
+    def __init__(self, inner: Executor) -> None:
+        self.inner = inner
+        self.type = inner.type  # type: ignore[misc]
+        self.lane = inner.lane  # type: ignore[misc]
+        self.supported_task_types = inner.supported_task_types
+
+    async def __aenter__(self) -> Self:
+        await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: builtins.type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.inner.__aexit__(kind, error, traceback)
+
+
 def name_of(executor: Executor) -> str:
     """What to call it in messages: the function's name, or the class's."""
+    if isinstance(executor, LaneExecutor):
+        return name_of(executor.inner)
     if isinstance(executor, FunctionExecutor):
         return getattr(executor.execute, "__qualname__", repr(executor.execute))
     return type(executor).__qualname__

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import (
@@ -178,6 +178,10 @@ class Metrics:
         self.registry.register(self.durations)
         self._types: set[str] = set()
         self._gauges: _CoordinatorGauges | None = None
+        self._look_for_orphans: Callable[[], Awaitable[int]] | None = None
+        self._orphans = Gauge(
+            "atm_orphans", "Processes that live of runs that have ended; looked for now.", registry=self.registry
+        )
         self._created = Counter("task_created", "Tasks created.", ["task_type"], registry=self.registry)
         self.wait = BatchedHistogram("atm_task_wait_seconds", "From due to claimed.", LATENCY_BUCKETS)
         self.registry.register(self.wait)
@@ -216,6 +220,10 @@ class Metrics:
         self._gauges = _CoordinatorGauges(coordinator, node_id)
         self.registry.register(self._gauges)
 
+    def watch_orphans(self, look: Callable[[], Awaitable[int]]) -> None:
+        """Count what lives of runs that have ended, each time that Prometheus asks."""
+        self._look_for_orphans = look
+
     def created(self, task_type: str, count: int) -> None:
         self._created.labels(self._label(task_type)).inc(count)
 
@@ -236,4 +244,6 @@ class Metrics:
         """The text exposition format, version 0.0.4."""
         if self._gauges is not None:
             await self._gauges.look()
+        if self._look_for_orphans is not None:
+            self._orphans.set(await self._look_for_orphans())
         return generate_latest(self.registry)

@@ -24,8 +24,9 @@ from atm.coordinator import Coordinator
 from atm.coordinators.local import LocalCoordinator
 from atm.coordinators.redis import RedisCoordinator, RedisSettings
 from atm.errors import AtmError, ConfigError, leaf_of
-from atm.executor import Executor, Registry
+from atm.executor import Commands, Executor, Registry
 from atm.executors import loading
+from atm.executors.lanes import Lanes
 from atm.health import Health
 from atm.metrics import Metrics
 from atm.nursery import balance, stuck, supervisor
@@ -110,8 +111,9 @@ class Node:
         self, stack: contextlib.ExitStack, stop: trio.Event, task_status: trio.TaskStatus[None]
     ) -> None:
         config = self.config
-        registry = self._executors()
-        self.task_types = sorted(registry.by_type)
+        lanes = Lanes()
+        executors = lanes.dressed(self._executors().by_type)
+        self.task_types = sorted(executors)
         # Bound first of all: a busy port is told before anything is opened.
         api_socket = _bind(stack, config.server, "server.port")
         metrics_socket = _bind(stack, config.metrics, "metrics.port")
@@ -123,8 +125,9 @@ class Node:
             self.urls["metrics"] = f"{url_of(metrics_socket)}/metrics"
             parts.servers.append(self._server(metrics_app(parts.metrics), metrics_socket))
         if config.worker.enabled:
-            parts.executors = registry.executors()
-            parts.worker = self._worker(parts, registry)
+            parts.executors = list({id(executor): executor for executor in executors.values()}.values())
+            parts.worker = self._worker(parts, executors, lanes.commands)
+            parts.metrics.watch_orphans(lanes.orphans)
         watchdog = Watchdog(parts.metrics, parts.worker, exit_when_stuck=parts.exit_when_stuck)
         parts.listeners += [watchdog.tick, watchdog.watch]
         with stop_on_signals(stop, _overtime(parts)) as parts.limit_dying:
@@ -199,18 +202,19 @@ class Node:
             hosts = None  # DNS rebinding brings no key; and what the node is called on a network it cannot know
         return Server(app, sock, hosts, settings.api_keys)
 
-    def _worker(self, parts: Parts, registry: Registry) -> Worker:
+    def _worker(self, parts: Parts, executors: dict[str, Executor], commands: Commands) -> Worker:
         config = self.config
         return Worker(
             parts.store,
             parts.coordinator,
             parts.metrics,
-            registry.by_type,
+            executors,
             worker_id=config.worker_id,
             name=config.worker.name or config.worker_id,
             address=self._reachable("api"),
             capacity=config.capacity,
             cleanup_budget=config.worker.cleanup_budget,
+            commands=commands,
         )
 
     def _reachable(self, what: str) -> str:

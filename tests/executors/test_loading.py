@@ -191,7 +191,7 @@ def test_the_current_folder_stays_importable_for_later(write: Write) -> None:
         (RAISING.format(error="OSError('no such host')"), "my_tasks:Raising", "no such host"),
         (RAISING.format(error="KeyError('API_TOKEN')"), "my_tasks:Raising", "API_TOKEN"),
         (RAISING.format(error="RuntimeError('not today')"), "my_tasks:Raising", "not today"),
-        ("from atm import executes\n@executes('x')\ndef f(ctx, task): ...", "my_tasks", "only async functions"),
+        ("from atm import executes\n@executes('x')\nclass F: ...", "my_tasks", "only functions"),
     ],
 )
 def test_a_bad_entry_is_told(write: Write, text: str | None, spec: str, told: str) -> None:

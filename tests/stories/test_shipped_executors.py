@@ -1,4 +1,4 @@
-"""A node that calls a server of the operator's and sends mail, as its config allows; told by REST alone."""
+"""A node that calls a server of the operator's, sends mail and runs commands, as its config allows; by REST."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ executors:
     config: {{allow: [127.0.0.1]}}
   - use: atm.executors.email:EmailExecutor
     config: {{backend: smtp, host: 127.0.0.1, port: {mail}, security: none, sender: shop@example.com}}
+  - use: atm.executors.shell:ShellExecutor
+    config: {{programs: [echo]}}
 """
 
 
@@ -83,6 +85,7 @@ def test_a_node_calls_and_writes_as_its_config_allows() -> None:
             what_is_not_allowed_is_refused(started)
             a_cancelled_request_has_ended(started, server)
             an_email_is_sent(started)
+            a_listed_command_runs_and_no_other(started)
             assert started.end() == 0
         assert "To: user@example.com" in mail.messages[0]
 
@@ -130,3 +133,12 @@ def an_email_is_sent(started: Process) -> None:
     task = started.task(task_id, wait=10)
     assert task["status"] == "SUCCESS", task
     assert task["result"]["message_id"] == f"{task_id}@example.com"
+
+
+def a_listed_command_runs_and_no_other(started: Process) -> None:
+    task = started.task(started.create("shell", payload={"argv": ["echo", "$HOME; hello"]}), wait=10)
+    assert task["status"] == "SUCCESS", task
+    assert task["result"] == {"exit_code": 0, "stdout": "$HOME; hello\n", "stderr": ""}
+    task = started.task(started.create("shell", payload={"argv": ["cat", "/etc/passwd"]}), wait=10)
+    assert (task["status"], task["error"]["retryable"]) == ("FAILED", False)
+    assert "payload.argv" in task["error"]["message"]

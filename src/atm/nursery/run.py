@@ -19,12 +19,9 @@ from typing import Any
 import trio
 
 from atm.errors import NonRetryable, RetryLater
-from atm.executor import Context, Executor, TaskResult
+from atm.executor import MAX_RESULT, Context, Executor, TaskResult
 from atm.store import Outcome, Receipt
 from atm.task import Status, Task, TaskType, duration
-
-MAX_RESULT = 1024 * 1024
-"""Bytes of a result's JSON text."""
 
 MAX_ERROR = 4096
 MAX_DETAILS = 16384
@@ -100,10 +97,12 @@ class Run:
         """A user cancels the task."""
         if self.cancelled_at is None:
             self.cancelled_at = trio.current_time()
+        self.context.note_cancel("cancelled")
         self.scope.cancel(reason=USER_CANCEL)
 
     def stop(self, reason: str) -> None:
         """Its worker may or will not go on with it: shutdown, or the lease is lost."""
+        self.context.note_cancel("shutdown")
         self.scope.cancel(reason=reason)
 
     def receipt(self) -> Receipt | None:

@@ -250,6 +250,7 @@ async def _run_under_lease(parts: Parts, worker: Worker, stuck_runs: StuckRuns, 
             holding.start_soon(beat, worker, parts.coordinator, right, parts.heartbeat_interval)
             holding.start_soon(stuck_runs.watch)
             async with trio.open_nursery() as runs:
+                worker.around = (right, runs.cancel_scope)
                 async with trio.open_nursery() as intake:
                     intake.start_soon(worker.intake, runs)
                     intake.start_soon(worker.poll, runs)

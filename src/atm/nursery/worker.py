@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from atm import families
 from atm.coordinator import CancelRequest, Coordinator, Hint, TaskEvent, WorkerInfo
-from atm.executor import Context, Executor
+from atm.executor import Commands, Context, Executor
 from atm.flag import Flag
 from atm.metrics import Metrics
 from atm.nursery.family import Family
@@ -55,9 +55,11 @@ class Worker:
     Args:
         executors: by task type.
         cleanup_budget: seconds that a cancelled run may clean up.
+        commands: runs the commands of ``ctx.run_process``.
         address: where this node's API is, for the registry.
 
     Attributes:
+        around: the scopes around all runs: the lease's, and that of the runs' nursery.
         safe_until: when the lease is to be taken for over, by Trio's clock; ``safe_until_clock``, by
             ``time.monotonic``, which other threads can read too.
         remarked: runs with remarks that their tasks' logs have not been told of.
@@ -75,6 +77,7 @@ class Worker:
         address: str,
         capacity: int,
         cleanup_budget: float,
+        commands: Commands | None = None,
     ) -> None:
         self.id = worker_id
         self.name = name
@@ -84,6 +87,7 @@ class Worker:
         self.executors = executors
         self.runs: dict[str, Run] = {}
         self.remarked: list[Run] = []
+        self.around: tuple[trio.CancelScope, ...] = ()
         self.lease = Lease(worker_id, 0)
         self.enrolled = False
         self.draining = False
@@ -92,6 +96,7 @@ class Worker:
         self._store = store
         self._coordinator = coordinator
         self._metrics = metrics
+        self._commands = commands
         self._one_claim = trio.Lock()
         self._intake_ended = False
         self._waits: set[trio.CancelScope] = set()
@@ -252,7 +257,16 @@ class Worker:
     def _start_run(self, claimed: Claimed, runs: trio.Nursery, now: float) -> None:
         task = claimed.task
         run = Run(task, claimed.settings, self.executors[task.task_type], now)
-        run.context = Context(task, self.id, run.scope, self._note, self.cleanup_budget, family=self.family)
+        run.context = Context(
+            task,
+            self.id,
+            run.scope,
+            self._note,
+            self.cleanup_budget,
+            family=self.family,
+            around=self.around,
+            commands=self._commands,
+        )
         self.runs[task.task_id] = run
         self._slots.take()
         if (task.task_id, task.attempt) in self._early_cancels:
