@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from running import FREE_PORTS, PATIENCE, Process, node
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-MODULES = ["export", "family"]
+MODULES = ["archive", "export", "family", "primes", "sort"]
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,25 @@ def test_a_cancelled_parent_has_cancelled_its_children(started: Process) -> None
         time.sleep(0.01)
     cancel(started, task_id)
     assert children(started, task_id) == ["CANCELLED", "CANCELLED"]
+
+
+def test_an_archive_holds_all_of_its_files(started: Process) -> None:
+    task = ended(started, "archive", {"texts": {"a.txt": "first", "b.txt": "second"}})
+    with zipfile.ZipFile(task["result"]["path"]) as file:
+        assert {name: file.read(name) for name in file.namelist()} == {"a.txt": b"first", "b.txt": b"second"}
+
+
+def test_a_cancelled_archive_leaves_no_file(started: Process) -> None:
+    texts = {f"{number}.txt": "a" for number in range(1000)}
+    task_id = running(started, "archive", {"texts": texts, "pause": 0.05})
+    cancel(started, task_id)
+    assert list(Path().glob(f"{task_id}*")) == []
+
+
+def test_primes_are_counted_and_given_up_in_a_process_of_their_own(started: Process) -> None:
+    assert ended(started, "count_primes", {"below": 100})["result"] == 25
+    cancel(started, running(started, "count_primes", {"below": 10**9}))
+
+
+def test_lines_are_sorted_by_a_command(started: Process) -> None:
+    assert ended(started, "sort_lines", {"lines": ["b", "c", "a"]})["result"] == ["a", "b", "c"]

@@ -14,6 +14,7 @@ from atm.executor import Executor, Registry
 from atm.executors import loading
 from atm.executors.email import EmailExecutor
 from atm.executors.http import HttpExecutor
+from atm.executors.shell import ShellExecutor
 from atm.testing import check_cancel_safety
 from executors.mail import mail_server_of_others
 from executors.web import Certificate, Names, answer, certificate, web
@@ -65,12 +66,20 @@ async def http(cert: Certificate, folder: Path) -> AsyncIterator[Work]:
         yield executor, {"url": url, "method": "POST", "body": "b", "redirects": 1, "timeout": 30}
 
 
+@contextlib.asynccontextmanager
+async def shell(cert: Certificate, folder: Path) -> AsyncIterator[Work]:
+    """A command that reads, writes, and leaves something behind that has left its group and session."""
+    script = "setsid sleep 1000 & cat; echo done >&2"
+    yield ShellExecutor(cwd=str(folder)), {"argv": ["sh", "-c", script], "input": "a" * 200_000}
+
+
 CASES: dict[str, tuple[Case, tuple[str, ...], int]] = {
     "echo": (echo, ("echo",), 0),
     "sleep": (sleep, ("sleep",), 1),
     "console": (email_to_the_console, ("send_email",), 1),
     "smtp": (email_by_smtp, ("send_email",), 4),
     "http": (http, ("http_request", "webhook"), 10),
+    "shell": (shell, ("shell",), 4),
 }
 """How it is set up, the task types it stands for, and the checkpoints that it has at the least."""
 
@@ -92,4 +101,4 @@ async def test_nothing_is_left(
 
 def test_every_shipped_executor_is_tried() -> None:
     tried = {task_type for _, task_types, _ in CASES.values() for task_type in task_types}
-    assert tried == set(shipped().by_type)
+    assert tried == {*shipped().by_type, "shell"}

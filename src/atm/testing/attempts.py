@@ -13,6 +13,7 @@ import trio
 from msgspec.structs import replace
 
 from atm.executor import Context, Executor, FunctionExecutor, Registry, marked_executor, name_of
+from atm.executors.lanes import Lanes
 from atm.nursery.places import whereabouts
 from atm.nursery.run import SHUTDOWN, Run, attempt
 from atm.nursery.stuck import STUCK_MARGIN
@@ -101,9 +102,10 @@ async def run_executor(
     Raises: ConfigError for what is no executor; whatever opening and closing it raises. What ``execute`` raises
         is told in what is returned.
     """
-    found = executor_of(executor)
+    lanes = Lanes()
+    found = executor_of(executor, lanes)
     async with opened(found, options):
-        trial = Trial(found, payload, options)
+        trial = Trial(found, payload, options, lanes)
         if shutdown_after is not None:
             trial.after(shutdown_after, trial.shut_down)
         if cancel_after is not None:
@@ -111,11 +113,11 @@ async def run_executor(
         return await trial.carry_out()
 
 
-def executor_of(given: Executor | Callable[..., Any]) -> Executor:
-    """Checked as a node checks it. Raises ConfigError."""
+def executor_of(given: Executor | Callable[..., Any], lanes: Lanes) -> Executor:
+    """Checked as a node checks it, and in its lane. Raises ConfigError."""
     registry = Registry()
     registry.register(given)
-    return registry.executors()[0]
+    return next(iter(lanes.dressed(registry.by_type).values()))
 
 
 @contextlib.asynccontextmanager
@@ -135,7 +137,9 @@ class Trial:
         top: the Trio task that carries it out, once it has begun.
     """
 
-    def __init__(self, executor: Executor, payload: Mapping[str, Any] | None, options: Options) -> None:
+    def __init__(
+        self, executor: Executor, payload: Mapping[str, Any] | None, options: Options, lanes: Lanes
+    ) -> None:
         task_type = options.get("task_type", executor.supported_task_types[0])
         settings = options.get("settings", TaskType(task_type=task_type))
         number = options.get("attempt", 1)
@@ -171,9 +175,18 @@ class Trial:
         self._nursery: trio.Nursery | None = None
         self.top: trio.lowlevel.Task | None = None
         self.run = Run(self._task, settings, executor, self._began)
-        self._children = Children(options)
+        self._children = Children(options, lanes)
         self._budget = budget = options.get("cleanup_budget", 5.0)
-        self.run.context = Context(self._task, WORKER, self.run.scope, self._note, budget, family=self._children)
+        self.run.context = Context(
+            self._task,
+            WORKER,
+            self.run.scope,
+            self._note,
+            budget,
+            around=(self._around,),
+            commands=lanes.commands,
+            family=self._children,
+        )
 
     def after(self, seconds: float, act: Callable[[], None]) -> None:
         """Have something done to it so many seconds after its beginning."""
@@ -269,8 +282,9 @@ class Trial:
 class Children:
     """Implements ``atm.executor.Family``: each child is one attempt, made when its parent first waits for it."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, lanes: Lanes) -> None:
         self.spawned: list[tuple[str, dict[str, Any]]] = []
+        self._lanes = lanes
         self._known = options.get("children", {})
         self._budget = options.get("cleanup_budget", 5.0)
         self._plans: dict[str, tuple[Executor, dict[str, Any], Options]] = {}
@@ -286,7 +300,7 @@ class Children:
         options = Options(task_type=task.task_type, max_retry=0, cleanup_budget=self._budget, children=self._known)
         if task.timeout is not None:
             options["timeout"] = task.timeout
-        child = _child(self._known[task.task_type], task.task_type)
+        child = _child(self._known[task.task_type], task.task_type, self._lanes)
         self._plans[task.task_id] = child, payload, options
         self._alone[task.task_id] = trio.Lock()
         return task.task_id
@@ -296,14 +310,14 @@ class Children:
             if task_id not in self._ended:
                 executor, payload, options = self._plans[task_id]
                 async with opened(executor, options):
-                    trial = Trial(executor, payload, options)
+                    trial = Trial(executor, payload, options, self._lanes)
                     self._ended[task_id] = trial.as_task(await trial.carry_out())
         return self._ended[task_id]
 
 
-def _child(given: object, task_type: str) -> Executor:
+def _child(given: object, task_type: str, lanes: Lanes) -> Executor:
     if isinstance(given, Executor) or marked_executor(given) is not None:
-        return executor_of(given)  # type: ignore[arg-type]
+        return executor_of(given, lanes)  # type: ignore[arg-type]
 
     async def stand_in(ctx: Context, task: Task) -> object:
         await trio.lowlevel.checkpoint()

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 import trio
 
 from atm.executor import Executor, name_of
+from atm.executors.lanes import Lanes
 from atm.nursery.stuck import STUCK_MARGIN
 from atm.task import Status
 from atm.testing.attempts import Ended, Options, Trial, executor_of, opened
@@ -49,30 +50,35 @@ async def check_cancel_safety(
     Raises: AssertionError that names the checkpoint, its line, and what was left; ConfigError for what is no
         executor.
     """
-    found = executor_of(executor)
+    lanes = Lanes()
+    found = executor_of(executor, lanes)
     async with opened(found, options):
-        await _run(found, payload, options, ends_as)  # what is opened once, by the first run, stays
+        await _run(found, payload, options, lanes, ends_as)  # what is opened once, by the first run, stays
         before = Leftovers()
-        await _run(found, payload, options, ends_as)
-        await _assert_nothing_left(before, f"{name_of(found)}, not cancelled")
+        await _run(found, payload, options, lanes, ends_as)
+        await _assert_nothing_left(before, lanes, f"{name_of(found)}, not cancelled")
         for number in range(1, most + 1):
-            cutter = await _cut(found, payload, options, number)
+            cutter = await _cut(found, payload, options, lanes, number)
             if not cutter.place:
                 return number - 1
             where = f"{name_of(found)}, cancelled at checkpoint {number}, {cutter.place}"
             _assert_ended_well(cutter, ends_as, where)
-            await _assert_nothing_left(before, where)
+            await _assert_nothing_left(before, lanes, where)
     raise AssertionError(f"{name_of(found)} has more than {most} checkpoints: give it less to do, or raise `most`")
 
 
-async def _run(executor: Executor, payload: Mapping[str, Any] | None, options: Options, ends_as: str) -> None:
-    ended = await Trial(executor, payload, options).carry_out()
+async def _run(
+    executor: Executor, payload: Mapping[str, Any] | None, options: Options, lanes: Lanes, ends_as: str
+) -> None:
+    ended = await Trial(executor, payload, options, lanes).carry_out()
     told = f"{name_of(executor)}, not cancelled, ended as {ended.status}, not as {ends_as}: {ended.message}"
     assert ended.status == ends_as, told if ended.details is None else f"{told}\n{ended.details}"
 
 
-async def _cut(executor: Executor, payload: Mapping[str, Any] | None, options: Options, number: int) -> _Cutter:
-    trial = Trial(executor, payload, options)
+async def _cut(
+    executor: Executor, payload: Mapping[str, Any] | None, options: Options, lanes: Lanes, number: int
+) -> _Cutter:
+    trial = Trial(executor, payload, options, lanes)
     cutter = _Cutter(trial, number, options.get("cleanup_budget", 5.0))
     trio.lowlevel.add_instrument(cutter)
     try:
@@ -93,9 +99,13 @@ def _assert_ended_well(cutter: _Cutter, ends_as: str, where: str) -> None:
         raise AssertionError(f"{where}, took {cutter.took:.1f} s to end; it has {cutter.budget:g} s to clean up")
 
 
-async def _assert_nothing_left(before: Leftovers, where: str) -> None:
+async def _assert_nothing_left(before: Leftovers, lanes: Lanes, where: str) -> None:
     if left := await left_since(before):
         raise AssertionError(f"{where}, left behind: {left}")
+    # Daemons of its commands, too, which are nobody's children any more.
+    orphans = {kind: count for kind, count in (await lanes.orphans()).items() if count}
+    if orphans:
+        raise AssertionError(f"{where}, left behind: orphans, {orphans}")
 
 
 class _Cutter(trio.abc.Instrument):
