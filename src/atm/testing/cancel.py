@@ -103,9 +103,8 @@ async def _assert_nothing_left(before: Leftovers, lanes: Lanes, where: str) -> N
     if left := await left_since(before):
         raise AssertionError(f"{where}, left behind: {left}")
     # Daemons of its commands, too, which are nobody's children any more.
-    orphans = {kind: count for kind, count in (await lanes.orphans()).items() if count}
-    if orphans:
-        raise AssertionError(f"{where}, left behind: orphans, {orphans}")
+    if orphans := await lanes.orphans():
+        raise AssertionError(f"{where}, left behind: {orphans} orphans")
 
 
 class _Cutter(trio.abc.Instrument):
