@@ -345,6 +345,7 @@ async def test_a_body_that_unpacks_to_nothing_for_ever_is_left(attempts: Attempt
         (b"not packed", {"truncated": True, "body": ""}),
         (b"", {}),
     ],
+    ids=["whole", "in two parts", "with padding", "cut short", "not packed", "empty"],
 )
 async def test_a_packed_body_is_unpacked(attempts: AttemptKit, body: bytes, told: dict[str, Any]) -> None:
     async with web({"/": answer(body=body, content_encoding="gzip", content_type="text/plain")}) as server:
