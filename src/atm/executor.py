@@ -125,11 +125,15 @@ class Child:
 
     async def result(self) -> Any:
         """The child's result, once it has ended. Raises ChildFailed."""
-        task = await self.wait()
-        if task.status is not Status.SUCCESS:
-            error = None if task.error_json is None else json.loads(task.error_json)
-            raise ChildFailed(task.task_id, task.task_type, task.status, error)
-        return None if task.result_json is None else json.loads(task.result_json)
+        return result_of(await self.wait())
+
+
+def result_of(child: Task) -> Any:
+    """What a child that has ended came to. Raises ChildFailed."""
+    if child.status is not Status.SUCCESS:
+        error = None if child.error_json is None else json.loads(child.error_json)
+        raise ChildFailed(child.task_id, child.task_type, child.status, error)
+    return None if child.result_json is None else json.loads(child.result_json)
 
 
 class Commands(Protocol):

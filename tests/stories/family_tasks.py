@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from atm import Context, Task, executes
+from atm import Context, PlainContext, Task, executes
 
 
 def begin(name: str) -> None:
@@ -31,6 +31,29 @@ async def count_down(ctx: Context, task: Task) -> Any:
         return ["liftoff"]
     child = await ctx.spawn("count_down", {"from": left - 1})
     return [left, *await child.result()]
+
+
+def count_plainly(ctx: PlainContext, task: Task) -> Any:
+    """The same in blocking code: each of the line in the other lane than its parent."""
+    left = task.payload["from"]
+    if not left:
+        return ["liftoff"]
+    return [left, *ctx.spawn(task.payload["next"], {"from": left - 1, "next": task.task_type}).result()]
+
+
+@executes("count_in_thread")
+def count_in_thread(ctx: PlainContext, task: Task) -> Any:
+    return count_plainly(ctx, task)
+
+
+@executes("count_in_process", lane="process")
+def count_in_process(ctx: PlainContext, task: Task) -> Any:
+    return count_plainly(ctx, task)
+
+
+@executes("spawn_what_cannot_be", lane="process")
+def spawn_what_cannot_be(ctx: PlainContext, task: Task) -> None:
+    ctx.spawn("work", task.payload and {"odd": {1, 2}})
 
 
 @executes("supervise")

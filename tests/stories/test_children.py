@@ -49,6 +49,15 @@ def test_a_family_on_one_slot(one_slot: Process) -> None:
     rows = httpx.get(f"{one_slot.url}/api/v1/tasks/{task_id}/logs").json()["data"]
     assert f"Child 0 started: count_down {child['task_id']}" in [row["message"] for row in rows]
 
+    # The same in threads and processes.
+    task_id = one_slot.create("count_in_thread", payload={"from": 3, "next": "count_in_process"})
+    task = one_slot.task(task_id, wait=20)
+    assert (task["status"], task["result"]) == ("SUCCESS", [3, 2, 1, "liftoff"]), task
+    assert [child["task_type"] for child in children_of(one_slot, task_id)] == ["count_in_process"]
+    task = one_slot.task(one_slot.create("spawn_what_cannot_be", payload={"a": 1}), wait=20)
+    assert (task["status"], task["attempt"]) == ("FAILED", 1)
+    assert "spawn: the payload is no JSON object" in task["error"]["message"]
+
     refused = httpx.get(f"{one_slot.url}/api/v1/tasks", params={"parent_id": "x"})
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "parent_id")
 

@@ -5,14 +5,39 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
-from atm.executor import MAX_OUTPUT, CancelReason, CommandResult
+from atm.executor import MAX_OUTPUT, CancelReason, CommandResult, result_of
+from atm.task import Task
 
 
 class RunCancelled(BaseException):
     """The run is to end. No Exception, so that blocking code does not take it for a failure of its own."""
+
+
+class PlainChild:
+    """A task that this run has started, or found again.
+
+    Attributes:
+        task_id: the child's id.
+        ordinal: how many children the attempt had started before it.
+    """
+
+    def __init__(self, task_id: str, task_type: str, ordinal: int, wait: Callable[[], Task]) -> None:
+        self.task_id = task_id
+        self.task_type = task_type
+        self.ordinal = ordinal
+        self._wait = wait
+
+    def wait(self) -> Task:
+        """The child in the state in which it has ended. Meanwhile the run's slot serves other tasks."""
+        return self._wait()
+
+    def result(self) -> Any:
+        """The child's result, once it has ended. Raises ChildFailed."""
+        return result_of(self.wait())
 
 
 class PlainContext(ABC):
@@ -80,3 +105,15 @@ class PlainContext(ABC):
         limit: int = MAX_OUTPUT,
     ) -> CommandResult:
         """Run a command to its end; see ``Context.run_process``."""
+
+    @abstractmethod
+    def spawn(
+        self,
+        task_type: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        priority: int | None = None,
+        timeout: float | None = None,
+        max_retry: int | None = None,
+    ) -> PlainChild:
+        """Start a child task; see ``Context.spawn``."""

@@ -25,6 +25,7 @@ from atm.executors.process_talk import (
     LENGTH,
     MAX_FRAME,
     Answer,
+    Await,
     Begin,
     Begun,
     Command,
@@ -35,6 +36,7 @@ from atm.executors.process_talk import (
     Question,
     Report,
     Setup,
+    Spawn,
     frame,
     heard,
 )
@@ -220,6 +222,17 @@ async def _answer(ctx: Context, asked: Question) -> Answer:
                         limit=asked.limit,
                     )
                 )
+            case Spawn():
+                child = await ctx.spawn(
+                    asked.task_type,
+                    json.loads(asked.payload),
+                    priority=asked.priority,
+                    timeout=asked.timeout,
+                    max_retry=asked.max_retry,
+                )
+                return Answer((child.task_id, child.ordinal))
+            case Await():
+                return Answer(await (ctx.children or [])[asked.ordinal].wait())
     except Exception as error:  # noqa: BLE001 - it is raised where the verb was used
         return Answer(error=error)
 

@@ -24,10 +24,11 @@ import msgspec
 
 from atm.errors import NonRetryable, RetryLater, leaf_of
 from atm.executor import MAX_OUTPUT, MAX_RESULT, CancelReason, CommandResult, TaskResult
-from atm.executors.plain import PlainContext
+from atm.executors.plain import PlainChild, PlainContext
 from atm.executors.process_talk import (
     LENGTH,
     Answer,
+    Await,
     Begin,
     Begun,
     Command,
@@ -38,6 +39,7 @@ from atm.executors.process_talk import (
     Question,
     Report,
     Setup,
+    Spawn,
     said,
 )
 
@@ -126,6 +128,23 @@ class ProcessContext(PlainContext):
             Command([os.fspath(part) for part in argv], input, variables, folder, check, limit)
         )
         return done
+
+    def spawn(
+        self,
+        task_type: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        priority: int | None = None,
+        timeout: float | None = None,
+        max_retry: int | None = None,
+    ) -> PlainChild:
+        try:
+            text = _encode_json(dict(payload or {}))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise NonRetryable(f"spawn: the payload is no JSON object: {error}") from error
+        asked = Spawn(str(task_type), text, priority, timeout, max_retry)
+        task_id, ordinal = self._line.ask(asked)
+        return PlainChild(task_id, asked.task_type, ordinal, lambda: self._line.ask(Await(ordinal)))
 
 
 def main(descriptor: int) -> None:

@@ -1,7 +1,8 @@
 """What a node and a process of the process lane say to each other. Each message is a frame: its length, its bytes.
 
 node → process   Setup once, Begin for each run, Answer to each question: pickled, for the process trusts the node
-process → node   Begun, questions (Progress, Log, Command), then Done or Failed: never unpickled, only parsed
+process → node   Begun, questions (Progress, Log, Command, Spawn, Await), then Done or Failed: only parsed, never
+                 unpickled
 """
 
 from __future__ import annotations
@@ -61,6 +62,22 @@ class Command(msgspec.Struct, frozen=True, tag=True):
     limit: int
 
 
+class Spawn(msgspec.Struct, frozen=True, tag=True):
+    """``payload`` is JSON text; the answer is the child's id and ordinal."""
+
+    task_type: str
+    payload: str
+    priority: int | None
+    timeout: float | None
+    max_retry: int | None
+
+
+class Await(msgspec.Struct, frozen=True, tag=True):
+    """The answer is the child, a Task, when it has ended."""
+
+    ordinal: int
+
+
 class Done(msgspec.Struct, frozen=True, tag=True):
     """What was returned, as JSON text, taken out of its TaskResult if it was in one.
 
@@ -84,7 +101,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     threads: int = 0
 
 
-Question = Progress | Log | Command
+Question = Progress | Log | Command | Spawn | Await
 Report = Done | Failed
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import trio
 
 from atm.executor import MAX_OUTPUT, CancelReason, CommandResult, Context, Executor, LaneExecutor
-from atm.executors.plain import PlainContext, RunCancelled
+from atm.executors.plain import PlainChild, PlainContext, RunCancelled
 from atm.task import Task
 
 T = TypeVar("T")
@@ -88,6 +88,19 @@ class ThreadContext(PlainContext):
     ) -> CommandResult:
         verb = partial(self._ctx.run_process, argv, input=input, env=env, cwd=cwd, check=check, limit=limit)
         return self._run(verb)
+
+    def spawn(
+        self,
+        task_type: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        priority: int | None = None,
+        timeout: float | None = None,
+        max_retry: int | None = None,
+    ) -> PlainChild:
+        how = {"priority": priority, "timeout": timeout, "max_retry": max_retry}
+        child = self._run(partial(self._ctx.spawn, task_type, payload, **how))  # type: ignore[arg-type]
+        return PlainChild(child.task_id, task_type, child.ordinal, lambda: self._run(child.wait))
 
     @property
     def _in_own_thread(self) -> bool:
