@@ -76,9 +76,7 @@ def tests(session: nox.Session) -> None:
     """All tests but those of `chaos`, with branch coverage, that of the nodes they start included."""
     install_servers(session)
     session.install(".[test]")
-    # One process more than there are processors: tests wait a lot. Those of one file share what they have started.
-    workers = str(min(os.cpu_count() or 1, 4) + 1)
-    options = ["-n", workers, "--dist", "loadfile", "--cov", "--cov-report=term"]
+    options = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal", "--cov", "--cov-report=term"]
     session.run("pytest", "-m", "not faults", *options, *session.posargs)
 
 

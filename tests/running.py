@@ -25,10 +25,14 @@ FREE_PORTS = {"ATM_SERVER__PORT": "0", "ATM_METRICS__PORT": "0"}
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, from below those that the system gives away by itself."""
+    """Ports that nobody listens on, from below those that the system gives away by itself.
+
+    Processes that run tests side by side have ranges of their own: a port is free here before it is used.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
     found: set[int] = set()
     while len(found) < count:
-        port = 20_000 + secrets.randbelow(12_000)
+        port = 20_000 + 1_500 * number + secrets.randbelow(1_500)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found.add(port)

@@ -156,3 +156,55 @@ async def test_the_end_waits_for_a_group_so_long_and_no_longer(hand: Hand, autoj
             nursery.cancel_scope.cancel()
         assert trio.current_time() - began == pytest.approx(GRACE)
     assert isinstance(answers[0], StoreUnavailable)
+
+
+# lanes that take what they are given, and owe no answer
+
+
+async def test_a_mixed_lane_joins_what_is_not_alike(hand: Hand) -> None:
+    lane = Lane(hand.execute, mixed=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lane.serve)
+        lane.post(verb, "first")
+        await wait_all_tasks_blocked()
+        lane.post(verb, "second")
+        lane.post(other, "third")
+        await hand.go(2)
+        nursery.cancel_scope.cancel()
+    assert hand.groups == [["first"], ["second", "third"]]
+
+
+async def test_a_posted_call_keeps_its_place_and_its_result_is_told(lane: Lane, hand: Hand) -> None:
+    told: list[object] = []
+    answers: list[object] = []
+    lane.post(verb, None, [1], told=lambda result: told.append(result.unwrap()))
+    await wait_all_tasks_blocked()
+    lane.post(verb, None, [2, 3])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_ask, lane, answers, verb, None, [4])
+        await wait_all_tasks_blocked()
+        assert (lane.waiting_rows, told) == (4, [])
+        await hand.go(2)
+    assert (hand.groups, told, answers, lane.waiting_rows) == ([[1], [2, 4]], [1], [2], 0)
+
+
+async def test_a_thorough_lane_carries_out_what_had_arrived_before_its_end(hand: Hand) -> None:
+    lane = Lane(hand.execute, thorough=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lane.serve)
+        lane.post(verb, "first")
+        await wait_all_tasks_blocked()
+        lane.post(other, "second")
+        nursery.cancel_scope.cancel()
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        with trio.CancelScope(shield=True):
+            await hand.go(2)
+    assert hand.groups == [["first"], ["second"]]
+    lane.post(verb, "late")
+    assert hand.groups == [["first"], ["second"]]
+
+
+async def test_who_comes_too_late_gets_the_error_of_the_house(hand: Hand) -> None:
+    lane = Lane(hand.execute, closed=lambda: ConnectionError("closed"))
+    with pytest.raises(ConnectionError, match="closed"):
+        await lane.call(verb, None)

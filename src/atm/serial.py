@@ -64,26 +64,14 @@ class SerialThread:
         execute: carries out the calls of a group and sets their results. What it raises ends the thread
             and comes out of ``serve``.
         inline: without a thread, in the caller's task; for tests on a virtual clock, which leaps over threads.
-        closed: makes the error of a call that comes too late.
-        last: is called in the thread when all is done.
     """
 
-    def __init__(
-        self,
-        execute: Callable[[list[Call]], None],
-        *,
-        inline: bool = False,
-        closed: Callable[[], Exception] = lambda: StoreUnavailable("the store is closed"),
-        last: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, execute: Callable[[list[Call]], None], *, inline: bool = False) -> None:
         self._execute = execute
         self._inline = inline
-        self._closed_error = closed
-        self._last = last
         self._inbox: SimpleQueue[Call | None] = SimpleQueue()
         self._open = False
         self._closed = False
-        self.waiting_rows = 0  # of calls that are not delivered
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the thread until cancelled; then let it finish what has arrived."""
@@ -115,11 +103,10 @@ class SerialThread:
             verb, argument: calls with both the same may be carried out as one.
             rows: the batch.
             size: bytes that the batch takes, where it may be much.
-        Raises: what the verb raised; ``closed`` when the thread has ended.
+        Raises: what the verb raised; StoreUnavailable when the thread has ended.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         call = Call(verb, argument, rows, size)
-        call.fail(self._closed_error())
         if not self._open:
             return call.result.unwrap()
         if self._inline:
@@ -127,37 +114,13 @@ class SerialThread:
             await trio.lowlevel.cancel_shielded_checkpoint()
             return call.result.unwrap()
         call.waiter = trio.lowlevel.current_task()
-        self._put(call)
+        self._inbox.put(call)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             call.waiter = None
             return trio.lowlevel.Abort.SUCCEEDED
 
         return await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def post(
-        self,
-        verb: Callable[..., Any],
-        argument: object,
-        rows: Sequence[Any] = (),
-        size: int = 0,
-        told: Callable[[Result], None] | None = None,
-    ) -> None:
-        """Have the verb carried out after all that came before, and do not wait for it. For the loop's thread.
-
-        Args:
-            told: is called in the loop with what came of it; not at all when the thread had ended before.
-        """
-        assert not self._inline
-        if self._open:
-            call = Call(verb, argument, rows, size)
-            call.fail(self._closed_error())
-            call.told = told
-            self._put(call)
-
-    def _put(self, call: Call) -> None:
-        self.waiting_rows += len(call.rows)
-        self._inbox.put(call)
 
     async def _run_thread(self, token: trio.lowlevel.TrioToken) -> None:
         await trio.to_thread.run_sync(self._loop, token, limiter=trio.CapacityLimiter(1))
@@ -172,7 +135,6 @@ class SerialThread:
                 token.run_sync_soon(self._deliver, [*group, *waiting])
                 raise
             token.run_sync_soon(self._deliver, group)
-        self._last()
 
     def _receive(self, waiting: deque[Call]) -> bool:
         """Add what has arrived; wait if nothing has. False when all is done and no more will come."""
@@ -198,9 +160,6 @@ class SerialThread:
 
     def _deliver(self, group: list[Call]) -> None:
         for call in group:
-            self.waiting_rows -= len(call.rows)
-            if call.told is not None:
-                call.told(call.result)
             if call.waiter is not None:
                 waiter, call.waiter = call.waiter, None
                 trio.lowlevel.reschedule(waiter, call.result)
