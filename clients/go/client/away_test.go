@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -149,7 +150,8 @@ func TestAServerThatAsksForMoreTimeThanThereIsIsTold(t *testing.T) {
 }
 
 func TestGarbageIsNoTask(t *testing.T) {
-	for _, body := range []string{"", "<html>", "null", "[]", "{}", `{"code":0}`, `{"code":0,"data":7}`, `{"code":0,"data":{"task_id":`} {
+	for _, body := range []string{"", "<html>", "null", "[]", "{}", `{"code":0}`, `{"code":0,"data":7}`, `{"code":0,"data":{"task_id":`,
+		`{"code":0,"data":null}`, `{"code":0,"data":{}}`} {
 		s := serve(t, says(200, body))
 		_, err := quick(s.URL).GetTask(context.Background(), id)
 		var unexpected *client.UnexpectedAnswerError
@@ -243,5 +245,166 @@ func TestARequestThatIsNoneIsRefusedHere(t *testing.T) {
 	third := create(quick(":// no url"))
 	if err == nil || second == nil || third == nil || s.count() != 0 {
 		t.Fatal(err, second, third)
+	}
+}
+
+func TestWhatIsNoIdOrTypeIsNotAsked(t *testing.T) {
+	s := serve(t, says(200, `{"code":0,"data":{"task_id":"`+id+`"}}`))
+	c, ctx := quick(s.URL), context.Background()
+	for _, wrong := range []string{"", ".", "..", "a/b", "a?b", id + "\n", strings.Repeat("a", 65)} {
+		_, got := c.GetTask(ctx, wrong)
+		_, waited := c.Wait(ctx, wrong)
+		_, cancelled := c.CancelTask(ctx, wrong)
+		_, retried := c.RetryTask(ctx, wrong)
+		_, told := c.GetTaskLogs(ctx, wrong)
+		for _, err := range []error{got, waited, cancelled, retried, told} {
+			if !errors.Is(err, client.ErrNotFound) {
+				t.Fatal(wrong, err)
+			}
+		}
+	}
+	for _, wrong := range []string{"", ".", ".."} {
+		if _, err := c.PutTaskType(ctx, wrong, &client.TaskTypeChanges{}); !errors.Is(err, client.ErrInvalid) {
+			t.Fatal(wrong, err)
+		}
+	}
+	both := &client.TaskTypeChanges{MaxConcurrent: client.Int(1), NoCap: true}
+	if _, err := c.PutTaskType(ctx, "echo", both); !errors.Is(err, client.ErrInvalid) {
+		t.Fatal(err)
+	}
+	if _, err := c.PutTaskType(ctx, "echo", nil); err == nil || s.count() != 0 {
+		t.Fatal(err, s.asked)
+	}
+}
+
+func TestGarbageIsNothingElseEither(t *testing.T) {
+	for _, data := range []string{`null`, `{}`, `[{}]`, `{"tasks":[null]}`, `{"task_ids":[]}`} {
+		s := serve(t, says(200, `{"code":0,"data":`+data+`}`))
+		c, ctx := quick(s.URL), context.Background()
+		_, page := c.ListTasks(ctx, nil)
+		_, ids := c.CreateTasks(ctx, []*client.CreateTaskRequest{{TaskType: "echo"}})
+		_, queues := c.ListQueues(ctx)
+		_, settings := c.PutTaskType(ctx, "echo", &client.TaskTypeChanges{})
+		for _, err := range []error{create(c), page, ids, queues, settings} {
+			var unexpected *client.UnexpectedAnswerError
+			if !errors.As(err, &unexpected) {
+				t.Fatal(data, err)
+			}
+		}
+	}
+}
+
+// batch is a server's answer to a batch of so many.
+func batch(size int) http.HandlerFunc {
+	ids := strings.TrimSuffix(strings.Repeat(`"`+id+`",`, size), ",")
+	return says(201, `{"code":0,"message":"success","data":{"task_ids":[`+ids+`]}}`)
+}
+
+func requests(size int, payload interface{}) []*client.CreateTaskRequest {
+	made := make([]*client.CreateTaskRequest, size)
+	for i := range made {
+		made[i] = &client.CreateTaskRequest{TaskType: "echo", Payload: payload}
+	}
+	return made
+}
+
+func TestABatchEndsAtItsBytesToo(t *testing.T) {
+	// Of tasks of 6 MiB, two go into 16 MiB.
+	s := serve(t, batch(2), batch(2), batch(1))
+	large := map[string]string{"text": strings.Repeat("<", 6<<20)}
+	ids, err := quick(s.URL).CreateTasks(context.Background(), requests(5, large))
+	if err != nil || len(ids) != 5 || s.count() != 3 {
+		t.Fatal(len(ids), err, s.asked)
+	}
+	for _, body := range s.bodies {
+		if len(body) > 16<<20 || !json.Valid([]byte(body)) {
+			t.Fatal(len(body))
+		}
+	}
+}
+
+func TestARefusedBatchNamesThePlacesInTheWholeList(t *testing.T) {
+	refusal := says(422, `{"code":42201,"message":"tasks[3].timeout: too long (and 1 more)","request_id":"r",
+		"errors":[{"field":"tasks[3].timeout","reason":"too long"},{"field":"tasks","reason":"odd"}]}`)
+	s := serve(t, batch(client.MaxBatch), refusal)
+	ids, err := quick(s.URL).CreateTasks(context.Background(), requests(client.MaxBatch+10, nil))
+	var refused *client.APIError
+	if !errors.As(err, &refused) || len(ids) != client.MaxBatch {
+		t.Fatal(len(ids), err)
+	}
+	wanted := []client.FieldError{{Field: "tasks[1003].timeout", Reason: "too long"}, {Field: "tasks", Reason: "odd"}}
+	if !reflect.DeepEqual(refused.Errors, wanted) || !strings.HasPrefix(refused.Message, "tasks[1003].timeout:") {
+		t.Fatal(refused)
+	}
+	mixed := append(requests(2, nil), nil)
+	if _, err := quick(s.URL).CreateTasks(context.Background(), mixed); !strings.HasPrefix(err.Error(), "tasks[2]: ") {
+		t.Fatal(err)
+	}
+}
+
+func TestAnIterationGoesOnAfterAnError(t *testing.T) {
+	page := func(cursor string) http.HandlerFunc {
+		return says(200, `{"code":0,"data":{"tasks":[{"task_id":"`+id+`"}],"next_cursor":`+cursor+`}}`)
+	}
+	empty := says(200, `{"code":0,"data":{"tasks":[],"next_cursor":"c"}}`)
+	s := serve(t, page(`"a"`), away, page(`"b"`), empty, page(`null`))
+	list := &client.ListTasksRequest{Status: client.Failed}
+	tasks := quick(s.URL, client.WithRetries(0)).IterTasks(list)
+	seen, failures := 0, 0
+	for {
+		if tasks.Next(context.Background()) {
+			if seen++; tasks.Task().TaskID != id {
+				t.Fatal(tasks.Task())
+			}
+			continue
+		}
+		if tasks.Err() == nil {
+			break
+		}
+		failures++
+	}
+	if seen != 3 || failures != 1 || tasks.Task() != nil || tasks.Next(context.Background()) || list.Cursor != "" {
+		t.Fatal(seen, failures, tasks.Err(), list)
+	}
+	start := "GET /api/v1/tasks?"
+	wanted := []string{
+		start + "status=FAILED", start + "cursor=a&status=FAILED", start + "cursor=a&status=FAILED",
+		start + "cursor=b&status=FAILED", start + "cursor=c&status=FAILED",
+	}
+	if !reflect.DeepEqual(s.asked, wanted) {
+		t.Fatal(s.asked)
+	}
+}
+
+func TestHealthIsAskedOnce(t *testing.T) {
+	draining := says(503, `{"code":50302,"message":"draining","request_id":"r","errors":[]}`)
+	for _, example := range []struct {
+		answer http.HandlerFunc
+		wanted client.Health
+	}{
+		{says(200, `{"code":0,"message":"success","data":{"status":"ready"}}`), client.Health{OK: true, Reason: "ready"}},
+		{draining, client.Health{OK: false, Reason: "draining"}},
+	} {
+		s := serve(t, example.answer)
+		got, err := quick(s.URL).Readyz(context.Background())
+		if err != nil || *got != example.wanted || s.count() != 1 || s.asked[0] != "GET /readyz" {
+			t.Fatal(got, err, s.asked)
+		}
+	}
+	for _, answer := range []http.HandlerFunc{breaks, says(502, "bad gateway")} {
+		s := serve(t, answer)
+		got, err := quick(s.URL).Livez(context.Background())
+		if err != nil || got.OK || got.Reason == "" || s.asked[0] != "GET /livez" {
+			t.Fatal(got, err, s.asked)
+		}
+	}
+	var unexpected *client.UnexpectedAnswerError
+	if _, err := quick(serve(t, garbage).URL).Livez(context.Background()); !errors.As(err, &unexpected) {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := quick(serve(t, draining).URL).Readyz(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
 	}
 }
