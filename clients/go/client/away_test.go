@@ -22,10 +22,14 @@ const id = "0199d3f0-5b6e-7000-8a4c-3f1f2a9d7c11"
 // script is a server that gives one answer after the other, the last one for ever, and keeps what it was asked.
 type script struct {
 	*httptest.Server
-	lock   sync.Mutex
+	lock sync.Mutex
+	kept requestsKept
+}
+
+type requestsKept struct {
 	asked  []string
 	bodies []string
-	header http.Header
+	header http.Header // of the last
 }
 
 func serve(t *testing.T, answers ...http.HandlerFunc) *script {
@@ -33,10 +37,10 @@ func serve(t *testing.T, answers ...http.HandlerFunc) *script {
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		s.lock.Lock()
-		turn := len(s.asked)
-		s.asked = append(s.asked, r.Method+" "+r.URL.RequestURI())
-		s.bodies = append(s.bodies, string(body))
-		s.header = r.Header
+		turn := len(s.kept.asked)
+		s.kept.asked = append(s.kept.asked, r.Method+" "+r.URL.RequestURI())
+		s.kept.bodies = append(s.kept.bodies, string(body))
+		s.kept.header = r.Header
 		s.lock.Unlock()
 		if turn >= len(answers) {
 			turn = len(answers) - 1
@@ -47,11 +51,14 @@ func serve(t *testing.T, answers ...http.HandlerFunc) *script {
 	return s
 }
 
-func (s *script) count() int {
+// got is what it was asked so far.
+func (s *script) got() requestsKept {
 	s.lock.Lock()
 	defer s.lock.Unlock()
-	return len(s.asked)
+	return s.kept
 }
+
+func (s *script) count() int { return len(s.got().asked) }
 
 func says(status int, body string, headers ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
@@ -92,7 +99,7 @@ func TestACreateIsRepeatedWithTheSameKeyUntilTheServerIsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := map[string]bool{}
-	for _, body := range s.bodies {
+	for _, body := range s.got().bodies {
 		var sent struct {
 			Key string `json:"idempotency_key"`
 		}
@@ -102,7 +109,7 @@ func TestACreateIsRepeatedWithTheSameKeyUntilTheServerIsBack(t *testing.T) {
 		keys[sent.Key] = true
 	}
 	if len(keys) != 1 || s.count() != 5 {
-		t.Fatal(keys, s.asked)
+		t.Fatal(keys, s.got().asked)
 	}
 }
 
@@ -182,8 +189,8 @@ func TestTheKeyIsShownAndTheOwnHTTPClientAsked(t *testing.T) {
 	if err := create(quick(s.URL+"/", client.WithAPIKey("secret"), client.WithHTTPClient(own))); err != nil {
 		t.Fatal(err)
 	}
-	if s.header.Get("Authorization") != "Bearer secret" || s.asked[0] != "POST /api/v1/tasks" {
-		t.Fatal(s.header, s.asked)
+	if s.got().header.Get("Authorization") != "Bearer secret" || s.got().asked[0] != "POST /api/v1/tasks" {
+		t.Fatal(s.got().header, s.got().asked)
 	}
 }
 
@@ -230,10 +237,10 @@ func TestAWaitGoesOnWhileTheTaskDoes(t *testing.T) {
 	s := serve(t, task("PENDING"), breaks, task("PROCESSING"), away, task("FAILED"))
 	ended, err := quick(s.URL).Wait(context.Background(), id)
 	if err != nil || ended.Status != client.Failed || s.count() != 5 {
-		t.Fatal(ended, err, s.asked)
+		t.Fatal(ended, err, s.got().asked)
 	}
-	if s.asked[0] != "GET /api/v1/tasks/"+id+"?wait=20.000" {
-		t.Fatal(s.asked[0])
+	if s.got().asked[0] != "GET /api/v1/tasks/"+id+"?wait=20.000" {
+		t.Fatal(s.got().asked[0])
 	}
 }
 
@@ -273,7 +280,7 @@ func TestWhatIsNoIdOrTypeIsNotAsked(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := c.PutTaskType(ctx, "echo", nil); err == nil || s.count() != 0 {
-		t.Fatal(err, s.asked)
+		t.Fatal(err, s.got().asked)
 	}
 }
 
@@ -314,9 +321,9 @@ func TestABatchEndsAtItsBytesToo(t *testing.T) {
 	large := map[string]string{"text": strings.Repeat("<", 6<<20)}
 	ids, err := quick(s.URL).CreateTasks(context.Background(), requests(5, large))
 	if err != nil || len(ids) != 5 || s.count() != 3 {
-		t.Fatal(len(ids), err, s.asked)
+		t.Fatal(len(ids), err, s.got().asked)
 	}
-	for _, body := range s.bodies {
+	for _, body := range s.got().bodies {
 		if len(body) > 16<<20 || !json.Valid([]byte(body)) {
 			t.Fatal(len(body))
 		}
@@ -371,8 +378,8 @@ func TestAnIterationGoesOnAfterAnError(t *testing.T) {
 		start + "status=FAILED", start + "cursor=a&status=FAILED", start + "cursor=a&status=FAILED",
 		start + "cursor=b&status=FAILED", start + "cursor=c&status=FAILED",
 	}
-	if !reflect.DeepEqual(s.asked, wanted) {
-		t.Fatal(s.asked)
+	if !reflect.DeepEqual(s.got().asked, wanted) {
+		t.Fatal(s.got().asked)
 	}
 }
 
@@ -387,15 +394,15 @@ func TestHealthIsAskedOnce(t *testing.T) {
 	} {
 		s := serve(t, example.answer)
 		got, err := quick(s.URL).Readyz(context.Background())
-		if err != nil || *got != example.wanted || s.count() != 1 || s.asked[0] != "GET /readyz" {
-			t.Fatal(got, err, s.asked)
+		if err != nil || *got != example.wanted || s.count() != 1 || s.got().asked[0] != "GET /readyz" {
+			t.Fatal(got, err, s.got().asked)
 		}
 	}
 	for _, answer := range []http.HandlerFunc{breaks, says(502, "bad gateway")} {
 		s := serve(t, answer)
 		got, err := quick(s.URL).Livez(context.Background())
-		if err != nil || got.OK || got.Reason == "" || s.asked[0] != "GET /livez" {
-			t.Fatal(got, err, s.asked)
+		if err != nil || got.OK || got.Reason == "" || s.got().asked[0] != "GET /livez" {
+			t.Fatal(got, err, s.got().asked)
 		}
 	}
 	var unexpected *client.UnexpectedAnswerError
