@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,11 +17,14 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PAGES = (ROOT / "docs" / "go-sdk.md",)
+TASKS = "go_tasks"
 MODULE = "github.com/yourusername/async-task-manager"
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from running import node  # noqa: E402 - found by the line above
+from atm.client.sides import Verb, Walk  # noqa: E402
+from atm.client.verbs import Verbs  # noqa: E402
+from running import FREE_PORTS, node  # noqa: E402
 
 
 def run(*command: str, folder: Path = HERE, environ: Mapping[str, str] | None = None) -> str:
@@ -41,16 +45,30 @@ def programs() -> list[str]:
     return [code for text in texts for code in re.findall(r"^```go\n(package main\n.*?)^```$", text, re.M | re.S)]
 
 
+def missing() -> list[str]:
+    """The verbs of the Python SDK that the Go client, or the table of its page, does not have."""
+    verbs = [name for name, value in vars(Verbs).items() if isinstance(value, Verb | Walk)]
+    assert verbs, "the Python SDK has no verbs"
+    names = ["".join(word.title() for word in verb.split("_")) for verb in verbs]
+    methods = run("go", "doc", "./client", "Client")
+    page = PAGES[0].read_text(encoding="utf-8")
+    return [name for name in names if f") {name}(" not in methods or f"`{name}(" not in page]
+
+
 def main() -> None:
     if unformatted := run("gofmt", "-l", "."):
         sys.exit(f"to be formatted by gofmt: {unformatted}")
     run("go", "vet", "./...")
+    if lacking := missing():
+        sys.exit(f"the Go client or docs/go-sdk.md lacks: {', '.join(lacking)}")
     found = programs()
     assert found, "docs/go-sdk.md holds no program"
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        with node() as started:
-            run("go", "test", "-count=1", "-v", "./...", environ={"ATM_URL": started.url})
+        shutil.copy(HERE / f"{TASKS}.py", folder)
+        with node(environ={**FREE_PORTS, "ATM_EXECUTORS": TASKS}) as started:
+            told = run("go", "test", "-count=1", "-v", "./...", environ={"ATM_URL": started.url})
+            assert "--- SKIP" not in told, "a test was skipped, though there is a node"
             for number, code in enumerate(found):
                 try_program(Path(folder, f"program{number}"), code, started.url)
             assert started.end() == 0
@@ -60,7 +78,8 @@ def try_program(folder: Path, code: str, url: str) -> None:
     """As the page tells: a module of its own that finds the client in this folder."""
     folder.mkdir()
     (folder / "main.go").write_text(code.replace("http://localhost:8080", url), encoding="utf-8")
-    run("gofmt", "-l", ".", folder=folder)
+    if run("gofmt", "-l", ".", folder=folder):
+        sys.exit(f"a program of docs/go-sdk.md is to be formatted by gofmt: {folder.name}")
     run("go", "mod", "init", "example.com/app", folder=folder)
     run("go", "mod", "edit", f"-require={MODULE}@v0.0.0", f"-replace={MODULE}={HERE}", folder=folder)
     run("go", "run", ".", folder=folder)

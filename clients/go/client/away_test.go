@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -21,10 +22,14 @@ const id = "0199d3f0-5b6e-7000-8a4c-3f1f2a9d7c11"
 // script is a server that gives one answer after the other, the last one for ever, and keeps what it was asked.
 type script struct {
 	*httptest.Server
-	lock   sync.Mutex
+	lock sync.Mutex
+	kept requestsKept
+}
+
+type requestsKept struct {
 	asked  []string
 	bodies []string
-	header http.Header
+	header http.Header // of the last
 }
 
 func serve(t *testing.T, answers ...http.HandlerFunc) *script {
@@ -32,10 +37,10 @@ func serve(t *testing.T, answers ...http.HandlerFunc) *script {
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		s.lock.Lock()
-		turn := len(s.asked)
-		s.asked = append(s.asked, r.Method+" "+r.URL.RequestURI())
-		s.bodies = append(s.bodies, string(body))
-		s.header = r.Header
+		turn := len(s.kept.asked)
+		s.kept.asked = append(s.kept.asked, r.Method+" "+r.URL.RequestURI())
+		s.kept.bodies = append(s.kept.bodies, string(body))
+		s.kept.header = r.Header
 		s.lock.Unlock()
 		if turn >= len(answers) {
 			turn = len(answers) - 1
@@ -46,11 +51,14 @@ func serve(t *testing.T, answers ...http.HandlerFunc) *script {
 	return s
 }
 
-func (s *script) count() int {
+// got is what it was asked so far.
+func (s *script) got() requestsKept {
 	s.lock.Lock()
 	defer s.lock.Unlock()
-	return len(s.asked)
+	return s.kept
 }
+
+func (s *script) count() int { return len(s.got().asked) }
 
 func says(status int, body string, headers ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
@@ -91,7 +99,7 @@ func TestACreateIsRepeatedWithTheSameKeyUntilTheServerIsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := map[string]bool{}
-	for _, body := range s.bodies {
+	for _, body := range s.got().bodies {
 		var sent struct {
 			Key string `json:"idempotency_key"`
 		}
@@ -101,7 +109,7 @@ func TestACreateIsRepeatedWithTheSameKeyUntilTheServerIsBack(t *testing.T) {
 		keys[sent.Key] = true
 	}
 	if len(keys) != 1 || s.count() != 5 {
-		t.Fatal(keys, s.asked)
+		t.Fatal(keys, s.got().asked)
 	}
 }
 
@@ -149,7 +157,8 @@ func TestAServerThatAsksForMoreTimeThanThereIsIsTold(t *testing.T) {
 }
 
 func TestGarbageIsNoTask(t *testing.T) {
-	for _, body := range []string{"", "<html>", "null", "[]", "{}", `{"code":0}`, `{"code":0,"data":7}`, `{"code":0,"data":{"task_id":`} {
+	for _, body := range []string{"", "<html>", "null", "[]", "{}", `{"code":0}`, `{"code":0,"data":7}`, `{"code":0,"data":{"task_id":`,
+		`{"code":0,"data":null}`, `{"code":0,"data":{}}`} {
 		s := serve(t, says(200, body))
 		_, err := quick(s.URL).GetTask(context.Background(), id)
 		var unexpected *client.UnexpectedAnswerError
@@ -180,8 +189,8 @@ func TestTheKeyIsShownAndTheOwnHTTPClientAsked(t *testing.T) {
 	if err := create(quick(s.URL+"/", client.WithAPIKey("secret"), client.WithHTTPClient(own))); err != nil {
 		t.Fatal(err)
 	}
-	if s.header.Get("Authorization") != "Bearer secret" || s.asked[0] != "POST /api/v1/tasks" {
-		t.Fatal(s.header, s.asked)
+	if s.got().header.Get("Authorization") != "Bearer secret" || s.got().asked[0] != "POST /api/v1/tasks" {
+		t.Fatal(s.got().header, s.got().asked)
 	}
 }
 
@@ -228,10 +237,10 @@ func TestAWaitGoesOnWhileTheTaskDoes(t *testing.T) {
 	s := serve(t, task("PENDING"), breaks, task("PROCESSING"), away, task("FAILED"))
 	ended, err := quick(s.URL).Wait(context.Background(), id)
 	if err != nil || ended.Status != client.Failed || s.count() != 5 {
-		t.Fatal(ended, err, s.asked)
+		t.Fatal(ended, err, s.got().asked)
 	}
-	if s.asked[0] != "GET /api/v1/tasks/"+id+"?wait=20.000" {
-		t.Fatal(s.asked[0])
+	if s.got().asked[0] != "GET /api/v1/tasks/"+id+"?wait=20.000" {
+		t.Fatal(s.got().asked[0])
 	}
 }
 
@@ -243,5 +252,166 @@ func TestARequestThatIsNoneIsRefusedHere(t *testing.T) {
 	third := create(quick(":// no url"))
 	if err == nil || second == nil || third == nil || s.count() != 0 {
 		t.Fatal(err, second, third)
+	}
+}
+
+func TestWhatIsNoIdOrTypeIsNotAsked(t *testing.T) {
+	s := serve(t, says(200, `{"code":0,"data":{"task_id":"`+id+`"}}`))
+	c, ctx := quick(s.URL), context.Background()
+	for _, wrong := range []string{"", ".", "..", "a/b", "a?b", id + "\n", strings.Repeat("a", 65)} {
+		_, got := c.GetTask(ctx, wrong)
+		_, waited := c.Wait(ctx, wrong)
+		_, cancelled := c.CancelTask(ctx, wrong)
+		_, retried := c.RetryTask(ctx, wrong)
+		_, told := c.GetTaskLogs(ctx, wrong)
+		for _, err := range []error{got, waited, cancelled, retried, told} {
+			if !errors.Is(err, client.ErrNotFound) {
+				t.Fatal(wrong, err)
+			}
+		}
+	}
+	for _, wrong := range []string{"", ".", ".."} {
+		if _, err := c.PutTaskType(ctx, wrong, &client.TaskTypeChanges{}); !errors.Is(err, client.ErrInvalid) {
+			t.Fatal(wrong, err)
+		}
+	}
+	both := &client.TaskTypeChanges{MaxConcurrent: client.Int(1), NoCap: true}
+	if _, err := c.PutTaskType(ctx, "echo", both); !errors.Is(err, client.ErrInvalid) {
+		t.Fatal(err)
+	}
+	if _, err := c.PutTaskType(ctx, "echo", nil); err == nil || s.count() != 0 {
+		t.Fatal(err, s.got().asked)
+	}
+}
+
+func TestGarbageIsNothingElseEither(t *testing.T) {
+	for _, data := range []string{`null`, `{}`, `[{}]`, `{"tasks":[null]}`, `{"task_ids":[]}`} {
+		s := serve(t, says(200, `{"code":0,"data":`+data+`}`))
+		c, ctx := quick(s.URL), context.Background()
+		_, page := c.ListTasks(ctx, nil)
+		_, ids := c.CreateTasks(ctx, []*client.CreateTaskRequest{{TaskType: "echo"}})
+		_, queues := c.ListQueues(ctx)
+		_, settings := c.PutTaskType(ctx, "echo", &client.TaskTypeChanges{})
+		for _, err := range []error{create(c), page, ids, queues, settings} {
+			var unexpected *client.UnexpectedAnswerError
+			if !errors.As(err, &unexpected) {
+				t.Fatal(data, err)
+			}
+		}
+	}
+}
+
+// batch is a server's answer to a batch of so many.
+func batch(size int) http.HandlerFunc {
+	ids := strings.TrimSuffix(strings.Repeat(`"`+id+`",`, size), ",")
+	return says(201, `{"code":0,"message":"success","data":{"task_ids":[`+ids+`]}}`)
+}
+
+func requests(size int, payload interface{}) []*client.CreateTaskRequest {
+	made := make([]*client.CreateTaskRequest, size)
+	for i := range made {
+		made[i] = &client.CreateTaskRequest{TaskType: "echo", Payload: payload}
+	}
+	return made
+}
+
+func TestABatchEndsAtItsBytesToo(t *testing.T) {
+	// Of tasks of 6 MiB, two go into 16 MiB.
+	s := serve(t, batch(2), batch(2), batch(1))
+	large := map[string]string{"text": strings.Repeat("<", 6<<20)}
+	ids, err := quick(s.URL).CreateTasks(context.Background(), requests(5, large))
+	if err != nil || len(ids) != 5 || s.count() != 3 {
+		t.Fatal(len(ids), err, s.got().asked)
+	}
+	for _, body := range s.got().bodies {
+		if len(body) > 16<<20 || !json.Valid([]byte(body)) {
+			t.Fatal(len(body))
+		}
+	}
+}
+
+func TestARefusedBatchNamesThePlacesInTheWholeList(t *testing.T) {
+	refusal := says(422, `{"code":42201,"message":"tasks[3].timeout: too long (and 1 more)","request_id":"r",
+		"errors":[{"field":"tasks[3].timeout","reason":"too long"},{"field":"tasks","reason":"odd"}]}`)
+	s := serve(t, batch(client.MaxBatch), refusal)
+	ids, err := quick(s.URL).CreateTasks(context.Background(), requests(client.MaxBatch+10, nil))
+	var refused *client.APIError
+	if !errors.As(err, &refused) || len(ids) != client.MaxBatch {
+		t.Fatal(len(ids), err)
+	}
+	wanted := []client.FieldError{{Field: "tasks[1003].timeout", Reason: "too long"}, {Field: "tasks", Reason: "odd"}}
+	if !reflect.DeepEqual(refused.Errors, wanted) || !strings.HasPrefix(refused.Message, "tasks[1003].timeout:") {
+		t.Fatal(refused)
+	}
+	mixed := append(requests(2, nil), nil)
+	if _, err := quick(s.URL).CreateTasks(context.Background(), mixed); !strings.HasPrefix(err.Error(), "tasks[2]: ") {
+		t.Fatal(err)
+	}
+}
+
+func TestAnIterationGoesOnAfterAnError(t *testing.T) {
+	page := func(cursor string) http.HandlerFunc {
+		return says(200, `{"code":0,"data":{"tasks":[{"task_id":"`+id+`"}],"next_cursor":`+cursor+`}}`)
+	}
+	empty := says(200, `{"code":0,"data":{"tasks":[],"next_cursor":"c"}}`)
+	s := serve(t, page(`"a"`), away, page(`"b"`), empty, page(`null`))
+	list := &client.ListTasksRequest{Status: client.Failed}
+	tasks := quick(s.URL, client.WithRetries(0)).IterTasks(list)
+	seen, failures := 0, 0
+	for {
+		if tasks.Next(context.Background()) {
+			if seen++; tasks.Task().TaskID != id {
+				t.Fatal(tasks.Task())
+			}
+			continue
+		}
+		if tasks.Err() == nil {
+			break
+		}
+		failures++
+	}
+	if seen != 3 || failures != 1 || tasks.Task() != nil || tasks.Next(context.Background()) || list.Cursor != "" {
+		t.Fatal(seen, failures, tasks.Err(), list)
+	}
+	start := "GET /api/v1/tasks?"
+	wanted := []string{
+		start + "status=FAILED", start + "cursor=a&status=FAILED", start + "cursor=a&status=FAILED",
+		start + "cursor=b&status=FAILED", start + "cursor=c&status=FAILED",
+	}
+	if !reflect.DeepEqual(s.got().asked, wanted) {
+		t.Fatal(s.got().asked)
+	}
+}
+
+func TestHealthIsAskedOnce(t *testing.T) {
+	draining := says(503, `{"code":50302,"message":"draining","request_id":"r","errors":[]}`)
+	for _, example := range []struct {
+		answer http.HandlerFunc
+		wanted client.Health
+	}{
+		{says(200, `{"code":0,"message":"success","data":{"status":"ready"}}`), client.Health{OK: true, Reason: "ready"}},
+		{draining, client.Health{OK: false, Reason: "draining"}},
+	} {
+		s := serve(t, example.answer)
+		got, err := quick(s.URL).Readyz(context.Background())
+		if err != nil || *got != example.wanted || s.count() != 1 || s.got().asked[0] != "GET /readyz" {
+			t.Fatal(got, err, s.got().asked)
+		}
+	}
+	for _, answer := range []http.HandlerFunc{breaks, says(502, "bad gateway")} {
+		s := serve(t, answer)
+		got, err := quick(s.URL).Livez(context.Background())
+		if err != nil || got.OK || got.Reason == "" || s.got().asked[0] != "GET /livez" {
+			t.Fatal(got, err, s.got().asked)
+		}
+	}
+	var unexpected *client.UnexpectedAnswerError
+	if _, err := quick(serve(t, garbage).URL).Livez(context.Background()); !errors.As(err, &unexpected) {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := quick(serve(t, draining).URL).Readyz(ctx); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
 	}
 }

@@ -28,13 +28,17 @@ type call struct {
 	method string
 	path   string
 	query  url.Values
-	body   interface{}
+	body   []byte        // JSON; nil: none
 	extra  time.Duration // that it takes on purpose
 	safe   bool          // to be repeated though it may have been carried out
+	once   bool          // not to be repeated whatever happens
 	into   interface{}   // where the data goes; nil: nowhere
 }
 
 type answer struct{ status int }
+
+// checked is data that may lack what makes it what it is.
+type checked interface{ isWhole() bool }
 
 type envelope struct {
 	Code      *int            `json:"code"`
@@ -46,25 +50,15 @@ type envelope struct {
 
 // call makes the call, and again while that is safe and promises something.
 func (c *Client) call(ctx context.Context, what call) (*answer, error) {
-	var body []byte
-	if what.body != nil {
-		var text bytes.Buffer
-		encoder := json.NewEncoder(&text)
-		encoder.SetEscapeHTML(false) // a payload is kept as it is written
-		if err := encoder.Encode(what.body); err != nil {
-			return nil, err
-		}
-		body = text.Bytes()
-	}
 	for attempt := 0; ; attempt++ {
-		got, err := c.once(ctx, what, body)
+		got, err := c.once(ctx, what)
 		if err == nil {
 			return got, nil
 		}
 		if ctx.Err() != nil {
 			return nil, &TransportError{ctx.Err()}
 		}
-		if attempt >= c.retries || !isWorthRepeating(err, what.safe) {
+		if what.once || attempt >= c.retries || !isWorthRepeating(err, what.safe) {
 			return nil, err
 		}
 		// What the server asked for cannot be had within the context: better told at once than waited for.
@@ -107,20 +101,20 @@ func (c *Client) delay(attempt int, err error) time.Duration {
 }
 
 // once is one attempt.
-func (c *Client) once(ctx context.Context, what call, body []byte) (*answer, error) {
+func (c *Client) once(ctx context.Context, what call) (*answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout+what.extra)
 	defer cancel()
-	target := c.baseURL + prefix + what.path
+	target := c.baseURL + what.path
 	if len(what.query) > 0 {
 		target += "?" + what.query.Encode()
 	}
-	request, err := http.NewRequestWithContext(ctx, what.method, target, bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, what.method, target, bytes.NewReader(what.body))
 	if err != nil {
 		return nil, err
 	}
 	request.Header.Set("Accept", "application/json")
 	request.Header.Set("User-Agent", "async-task-manager-go")
-	if body != nil {
+	if what.body != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
 	if c.apiKey != "" {
@@ -147,17 +141,40 @@ func read(response *http.Response, text []byte, into interface{}) (*answer, erro
 	if status >= 300 {
 		return nil, &APIError{status, *told.Code, told.Message, told.RequestID, told.Errors, retryAfter(response)}
 	}
-	if into != nil && (told.Data == nil || json.Unmarshal(told.Data, into) != nil) {
+	if into != nil && !fill(into, told.Data) {
 		return nil, unexpected(response, text)
 	}
 	return &answer{status}, nil
 }
 
+// fill says whether the data is what it should be.
+func fill(into interface{}, data json.RawMessage) bool {
+	if data == nil || string(data) == "null" || json.Unmarshal(data, into) != nil {
+		return false
+	}
+	part, ok := into.(checked)
+	return !ok || part.isWhole()
+}
+
+// encode makes JSON of what is sent; a payload is kept as it is written.
+func encode(value interface{}) ([]byte, error) {
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(value)
+	return bytes.TrimSuffix(text.Bytes(), []byte("\n")), err
+}
+
 func unexpected(response *http.Response, text []byte) error {
+	return &UnexpectedAnswerError{response.StatusCode, shortened(string(text)), retryAfter(response)}
+}
+
+// shortened is the beginning of a text, for an error.
+func shortened(text string) string {
 	if len(text) > longestText {
 		text = text[:longestText]
 	}
-	return &UnexpectedAnswerError{response.StatusCode, strings.ToValidUTF8(string(text), "�"), retryAfter(response)}
+	return strings.ToValidUTF8(text, "�")
 }
 
 func retryAfter(response *http.Response) time.Duration {

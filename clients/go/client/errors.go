@@ -9,10 +9,10 @@ import (
 
 // What an *APIError is, for errors.Is.
 var (
-	ErrInvalid      = errors.New("the request is wrong")                // 400, 413, 415, 422
+	ErrInvalid      = errors.New("the request is wrong")                // 400, 405, 413, 415, 422, 431
 	ErrUnauthorized = errors.New("an API key is needed, or another")    // 401
 	ErrForbidden    = errors.New("the API key or the host may not ask") // 403
-	ErrNotFound     = errors.New("no such task")                        // 404
+	ErrNotFound     = errors.New("not found")                           // 404
 	ErrConflict     = errors.New("the task's state does not allow it")  // 409
 	ErrUnavailable  = errors.New("the server is away or busy")          // 429, 502, 503, 504
 )
@@ -40,8 +40,8 @@ func (e *APIError) Error() string {
 // Is makes errors.Is(err, ErrNotFound) and its siblings work.
 func (e *APIError) Is(target error) bool {
 	switch e.StatusCode {
-	case http.StatusBadRequest, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType,
-		http.StatusUnprocessableEntity:
+	case http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge,
+		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity, http.StatusRequestHeaderFieldsTooLarge:
 		return target == ErrInvalid
 	case http.StatusUnauthorized:
 		return target == ErrUnauthorized

@@ -125,19 +125,17 @@ func TestALongListIsSplitAndItsIdsAreInOrder(t *testing.T) {
 	if len(ids) != len(requests) {
 		t.Fatalf("%d ids", len(ids))
 	}
-	list := &client.ListTasksRequest{TaskType: kind, Status: client.Pending, Limit: 500}
+	tasks := c.IterTasks(&client.ListTasksRequest{TaskType: kind, Status: client.Pending, Limit: 400})
 	seen := len(ids)
-	for {
-		page := must[*client.TaskPage](t)(c.ListTasks(ctx, list))
-		for _, task := range page.Tasks {
-			seen--
-			if task.TaskID != ids[seen] || string(task.Payload) != fmt.Sprintf(`{"n":%d}`, seen) {
-				t.Fatalf("task %d is %+v", seen, task)
-			}
+	for tasks.Next(ctx) {
+		task := tasks.Task()
+		seen--
+		if task.TaskID != ids[seen] || string(task.Payload) != fmt.Sprintf(`{"n":%d}`, seen) {
+			t.Fatalf("task %d is %+v", seen, task)
 		}
-		if list.Cursor = page.NextCursor; list.Cursor == "" {
-			break
-		}
+	}
+	if err := tasks.Err(); err != nil {
+		t.Fatal(err)
 	}
 	if seen != 0 {
 		t.Fatalf("%d were not listed", seen)
@@ -213,5 +211,146 @@ func TestAWaitEndsWithItsContext(t *testing.T) {
 	defer cancel()
 	if _, err := c.Wait(short, created.TaskID); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatal(err)
+	}
+}
+
+func TestWhatIsWrongInALongListIsNamedByItsPlace(t *testing.T) {
+	c, ctx := node(t)
+	kind := fmt.Sprintf("go.wrong.%d", time.Now().UnixNano())
+	list := make([]*client.CreateTaskRequest, client.MaxBatch+2)
+	for i := range list {
+		list[i] = &client.CreateTaskRequest{TaskType: kind, Delay: time.Hour}
+	}
+	list[client.MaxBatch+1].Priority = 7
+	ids, err := c.CreateTasks(ctx, list)
+	var refused *client.APIError
+	if !errors.As(err, &refused) || len(ids) != client.MaxBatch {
+		t.Fatal(len(ids), err)
+	}
+	if len(refused.Errors) != 1 || refused.Errors[0].Field != "tasks[1001].priority" {
+		t.Fatal(refused.Errors)
+	}
+}
+
+func TestWorkersAndQueues(t *testing.T) {
+	c, ctx := node(t)
+	created := must[*client.Task](t)(c.CreateTask(ctx, &client.CreateTaskRequest{TaskType: "echo", Delay: time.Hour}))
+	workers := must[[]*client.Worker](t)(c.ListWorkers(ctx))
+	echo := 0
+	for _, worker := range workers {
+		if worker.ID == "" || worker.Name == "" || worker.Capacity < 1 || time.Since(worker.LastHeartbeat) > time.Minute {
+			t.Fatalf("%+v", worker)
+		}
+		for _, kind := range worker.SupportedTypes {
+			if kind == "echo" {
+				echo++
+			}
+		}
+	}
+	if echo == 0 {
+		t.Fatalf("nobody supports echo: %+v", workers)
+	}
+	queues := must[*client.Queues](t)(c.ListQueues(ctx))
+	names := []string{}
+	for _, queue := range queues.Queues {
+		names = append(names, queue.Name)
+	}
+	if !reflect.DeepEqual(names, []string{"high", "normal", "low"}) || queues.Delayed < 1 {
+		t.Fatalf("%+v", queues)
+	}
+	must[bool](t)(c.CancelTask(ctx, created.TaskID))
+}
+
+func TestATaskTypeIsChangedFieldByField(t *testing.T) {
+	c, ctx := node(t)
+	kind := fmt.Sprintf("go.type:%d", time.Now().UnixNano())
+	if _, err := c.GetTaskType(ctx, kind); !errors.Is(err, client.ErrNotFound) {
+		t.Fatal(err)
+	}
+	wanted := &client.TaskTypeSettings{
+		TaskType: kind, DefaultTimeout: 1.5, DefaultMaxRetry: 0, RetryStrategy: client.Fixed, RetryDelay: 0,
+		BackoffRate: 3, MaxConcurrent: client.Int(2), Enabled: false,
+	}
+	given := must[*client.TaskTypeSettings](t)(c.PutTaskType(ctx, kind, &client.TaskTypeChanges{
+		DefaultTimeout:  client.Ptr(1500 * time.Millisecond),
+		DefaultMaxRetry: client.Int(0),
+		RetryStrategy:   client.Ptr(client.Fixed),
+		RetryDelay:      client.Ptr(time.Duration(0)),
+		BackoffRate:     client.Ptr(3.0),
+		MaxConcurrent:   client.Int(2),
+		Enabled:         client.Ptr(false),
+	}))
+	if !reflect.DeepEqual(given, wanted) {
+		t.Fatalf("%+v", given)
+	}
+	wanted.MaxConcurrent, wanted.Enabled = nil, true
+	must[*client.TaskTypeSettings](t)(c.PutTaskType(ctx, kind, &client.TaskTypeChanges{
+		NoCap: true, Enabled: client.Ptr(true),
+	}))
+	if got := must[*client.TaskTypeSettings](t)(c.GetTaskType(ctx, kind)); !reflect.DeepEqual(got, wanted) {
+		t.Fatalf("%+v", got)
+	}
+	_, err := c.PutTaskType(ctx, kind, &client.TaskTypeChanges{MaxConcurrent: client.Int(0)})
+	var refused *client.APIError
+	if !errors.As(err, &refused) || refused.Errors[0].Field != "max_concurrent" {
+		t.Fatal(err)
+	}
+	if _, err := c.PutTaskType(ctx, "a b?c", &client.TaskTypeChanges{}); !errors.Is(err, client.ErrInvalid) {
+		t.Fatal(err)
+	}
+}
+
+func TestAHealthyNode(t *testing.T) {
+	c, ctx := node(t)
+	if alive := must[*client.Health](t)(c.Livez(ctx)); *alive != (client.Health{OK: true, Reason: "alive"}) {
+		t.Fatal(alive)
+	}
+	if ready := must[*client.Health](t)(c.Readyz(ctx)); *ready != (client.Health{OK: true, Reason: "ready"}) {
+		t.Fatal(ready)
+	}
+}
+
+// needs skips the test where the node has no such executor; those of check.py have.
+func needs(t *testing.T, c *client.Client, ctx context.Context, taskType string) {
+	t.Helper()
+	if _, err := c.GetTaskType(ctx, taskType); errors.Is(err, client.ErrNotFound) {
+		t.Skipf("nobody supports %s; `nox -s go` starts a node that does", taskType)
+	}
+}
+
+func TestAChildNamesItsParent(t *testing.T) {
+	c, ctx := node(t)
+	needs(t, c, ctx, "go.parent")
+	created := must[*client.Task](t)(c.CreateTask(ctx, &client.CreateTaskRequest{TaskType: "go.parent"}))
+	parent := must[*client.Task](t)(c.Wait(ctx, created.TaskID))
+	if parent.Status != client.Success || parent.ParentID != "" {
+		t.Fatalf("%+v", parent)
+	}
+	page := must[*client.TaskPage](t)(c.ListTasks(ctx, &client.ListTasksRequest{ParentID: parent.TaskID}))
+	if len(page.Tasks) != 1 || page.Tasks[0].ParentID != parent.TaskID || page.Tasks[0].TaskType != "echo" {
+		t.Fatalf("%+v", page.Tasks)
+	}
+}
+
+func TestErrorsThatCameTogetherAreATree(t *testing.T) {
+	c, ctx := node(t)
+	needs(t, c, ctx, "go.trouble")
+	created := must[*client.Task](t)(c.CreateTask(ctx, &client.CreateTaskRequest{
+		TaskType: "go.trouble", MaxRetry: client.Int(5),
+	}))
+	task := must[*client.Task](t)(c.Wait(ctx, created.TaskID))
+	if task.Status != client.Failed || task.Error == nil || task.Error.Retryable || task.Error.Group == nil {
+		t.Fatalf("%+v, %+v", task, task.Error)
+	}
+	tree := task.Error.Group
+	if tree.Type != "ExceptionGroup" || len(tree.Exceptions) != 15 || tree.More != 2 {
+		t.Fatalf("%+v", tree)
+	}
+	inner := tree.Exceptions[0]
+	if inner.Type != "ExceptionGroup" || len(inner.Exceptions) != 1 || inner.Exceptions[0].Message != "never again" {
+		t.Fatalf("%+v", inner)
+	}
+	if leaf := tree.Exceptions[1]; leaf.Type != "ValueError" || leaf.Message != "0" || leaf.Exceptions != nil {
+		t.Fatalf("%+v", leaf)
 	}
 }

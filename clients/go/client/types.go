@@ -56,17 +56,29 @@ type Task struct {
 	StartedAt         *time.Time      `json:"started_at"`
 	CompletedAt       *time.Time      `json:"completed_at"`
 	Progress          *Progress       `json:"progress"`
+	ParentID          string          `json:"parent_id"` // the task that has started it as its child
 	PendingReason     string          `json:"pending_reason,omitempty"`
 
 	// Replayed is set by CreateTask alone: the idempotency key was known, and this is its task.
 	Replayed bool `json:"-"`
 }
 
-// TaskError is why the last failed attempt failed.
+func (t *Task) isWhole() bool { return t.TaskID != "" }
+
+// TaskError is why the last failed attempt failed. Group is the tree of all errors, where several came together.
 type TaskError struct {
-	Type      string `json:"type"`
-	Message   string `json:"message"`
-	Retryable bool   `json:"retryable"`
+	Type      string     `json:"type"`
+	Message   string     `json:"message"`
+	Retryable bool       `json:"retryable"`
+	Group     *ErrorTree `json:"group"`
+}
+
+// ErrorTree is an error, and those that it is a group of; More is how many of them were left out.
+type ErrorTree struct {
+	Type       string       `json:"type"`
+	Message    string       `json:"message"`
+	Exceptions []*ErrorTree `json:"exceptions"`
+	More       int          `json:"more"`
 }
 
 // Progress is what the executor reports.
@@ -92,6 +104,15 @@ type TaskPage struct {
 	NextCursor string  `json:"next_cursor"`
 }
 
+func (p *TaskPage) isWhole() bool {
+	for _, task := range p.Tasks {
+		if task == nil || !task.isWhole() {
+			return false
+		}
+	}
+	return p.Tasks != nil
+}
+
 // CreateTaskRequest is a task to be created. TaskType is needed; what is left out has the server's defaults.
 type CreateTaskRequest struct {
 	TaskType string
@@ -115,7 +136,7 @@ type CreateTaskRequest struct {
 	IdempotencyKey string
 }
 
-// Int is for MaxRetry: client.Int(0) is never.
+// Int is for MaxRetry: client.Int(0) is never. See Ptr for other types.
 func Int(n int) *int { return &n }
 
 type wireTask struct {
@@ -129,8 +150,8 @@ type wireTask struct {
 	IdempotencyKey string      `json:"idempotency_key"`
 }
 
-// wire is the request as it is sent; the request itself stays as it is.
-func (r *CreateTaskRequest) wire() (*wireTask, error) {
+// encode is the request as it is sent; the request itself stays as it is.
+func (r *CreateTaskRequest) encode() ([]byte, error) {
 	if r == nil {
 		return nil, errNoRequest
 	}
@@ -153,7 +174,7 @@ func (r *CreateTaskRequest) wire() (*wireTask, error) {
 		}
 		task.IdempotencyKey = "go-" + hex.EncodeToString(random)
 	}
-	return task, nil
+	return encode(task)
 }
 
 // ListTasksRequest says which tasks to list; what is left out does not count.
@@ -161,6 +182,7 @@ type ListTasksRequest struct {
 	Status        Status
 	TaskType      string
 	WorkerID      string
+	ParentID      string    // whose children
 	CreatedAfter  time.Time // this moment included
 	CreatedBefore time.Time // this moment not included
 	Limit         int       // of a page: 1 to 500; 0: 50
@@ -176,6 +198,7 @@ func (r *ListTasksRequest) values() url.Values {
 		"status":    string(r.Status),
 		"task_type": r.TaskType,
 		"worker_id": r.WorkerID,
+		"parent_id": r.ParentID,
 		"cursor":    r.Cursor,
 	} {
 		if value != "" {
