@@ -897,6 +897,7 @@ class MySqlStore:
             COMMIT,
         )
         self._had.add(worker_id)
+        self._claims.clear()  # those of a former lease are over
         share(calls, Lease(worker_id, epoch.number))
         await self._forget(now, tx)
 
