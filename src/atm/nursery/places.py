@@ -40,9 +40,8 @@ Place = tuple[FrameType, int]
 
 def whereabouts(run: Run) -> str:
     """File, line, function and text of where the run is; of the lane that it is in, where that knows better."""
-    tell = getattr(run.context, "whereabouts", None)
-    if tell is not None:
-        return str(tell())
+    if (tell := run.context.whereabouts) is not None:
+        return tell()
     if run.trio_task is None:
         return "its beginning"
     home = home_of(run.executor)
