@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from atm.errors import StoreUnavailable
-from atm.store import CancelState, Claimed, Note, TaskFilter
+from atm.store import CancelState, Claimed, Note, Refusal, Refused, TaskFilter
 from atm.stores import mysql, mysql_driver
 from atm.stores.mysql import MySqlStore
 from atm.stores.mysql_driver import Address, bind, connect
@@ -85,6 +85,25 @@ async def test_a_claim_that_is_cut_off_claims_once_and_knows_it(bench: Bench, wi
         assert isinstance(verdict, Claimed)
         assert verdict.task == await bench.get(task_id)
         assert await bench.steps(task_id) == ["None PENDING", "PENDING PROCESSING"]
+
+
+def looks_with_care(data: bytes) -> bool:
+    return b"status = 'PENDING' FOR UPDATE" in data
+
+
+@BEFORE
+async def test_what_a_claim_has_got_stays_its_own_when_its_second_look_is_cut_off(
+    bench: Bench, wire: Wire, before: bool
+) -> None:
+    task_id, later = await bench.create(), await bench.create(delay=50)
+    lease = await bench.lease()
+    wire.cut(looks_with_care, before=before)
+    claimed, refused = await bench.store.claim(lease, [task_id, later])
+    assert wire.cuts == 1
+    assert isinstance(claimed, Claimed)
+    assert claimed.task == await bench.get(task_id)
+    assert refused == Refused(Refusal.NOT_DUE, pytest.approx(50, abs=5))
+    assert await bench.steps(task_id) == ["None PENDING", "PENDING PROCESSING"]
 
 
 @BEFORE

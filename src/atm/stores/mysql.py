@@ -142,6 +142,7 @@ class _Transaction:
         self._set_now = set_now
         self.losses = 0  # tries whose outcome is unknown
         self.taken: dict[str, int | None] = {}  # tasks that those may have claimed, with the attempt if known
+        self.claimed: dict[str, Claimed] | None = None  # what a first step has committed
 
     async def run(self, *statements: bytes) -> list[Result]:
         return await self.connection.run(*statements)
@@ -528,9 +529,9 @@ class MySqlStore:
     async def _claim(self, lease: Lease, calls: list[Call], tx: _Transaction) -> None:
         types = await self._settings(tx)
         asked = [task_id for call in calls for task_id in call.rows]
-        got: dict[str, Claimed | Refused] = {}
-        if not tx.losses and not any(map(_is_limited, types.values())):
-            got |= await self._claim_at_once(lease, asked, types, tx)
+        if tx.claimed is None and not tx.losses and not any(map(_is_limited, types.values())):
+            tx.claimed = await self._claim_at_once(lease, asked, types, tx)
+        got: dict[str, Claimed | Refused] = dict(tx.claimed or {})
         if rest := [task_id for task_id in dict.fromkeys(asked) if task_id not in got]:
             got |= await self._claim_with_care(lease, rest, types, tx)
         for call in calls:

@@ -123,7 +123,6 @@ _read_rows = msgspec.json.Decoder(list[Row]).decode
 _read_parents = msgspec.json.Decoder(list[Parent]).decode
 _read_children = msgspec.json.Decoder(list[tuple[str, str, Row]]).decode
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 def system_clock() -> Callable[[], int]:
