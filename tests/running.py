@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -24,19 +25,24 @@ ATM = (sys.executable, "-m", "atm")
 FREE_PORTS = {"ATM_SERVER__PORT": "0", "ATM_METRICS__PORT": "0"}
 
 
+_NUMBER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_FIRST, _PORTS = 20_000 + 1_500 * _NUMBER, 1_500
+_steps = itertools.count(secrets.randbelow(_PORTS))
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, from below those that the system gives away by itself.
 
-    Processes that run tests side by side have ranges of their own: a port is free here before it is used.
+    A port is free here for a while before it is used: processes that run tests side by side have ranges of their
+    own, and within one nothing is given twice before all others were.
     """
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    found: set[int] = set()
+    found: list[int] = []
     while len(found) < count:
-        port = 20_000 + 1_500 * number + secrets.randbelow(1_500)
+        port = _FIRST + next(_steps) % _PORTS
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
+            found.append(port)
+    return found
 
 
 class Process:
