@@ -17,7 +17,7 @@ from atm.nursery.balance import LeastTask
 from servers import RedisServer
 
 TYPES = ("a", "b", "c")
-UNIT = 0.03
+UNIT = 0.02
 """Real seconds that stand for a unit of time where it has to pass."""
 
 PATIENCE = 20.0

@@ -254,7 +254,7 @@ async def test_length_counts_what_is_ready_and_not_handed(hall: Hall, clock: Clo
     await hall.push("a5", priority=1)
     await hall.push("a6", delay=10)
     assert await hall.lengths() == [1, 4, 0]
-    await hall.dispatch()
+    await hall.serve()
     assert await hall.lengths() == [0, 3, 0]
     await hall.sleep(11)
     await hall.dispatch()
