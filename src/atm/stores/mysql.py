@@ -147,10 +147,9 @@ class _Transaction:
     async def run(self, *statements: bytes) -> list[Result]:
         return await self.connection.run(*statements)
 
-    async def at_once(self, *statements: bytes) -> list[Result]:
+    async def at_once(self, *statements: bytes) -> None:
         """A transaction in one trip."""
-        _, _, *results, _ = await self.connection.run(texts.BEGIN, self._set_now, *statements, COMMIT)
-        return results
+        await self.connection.run(self._set_now, texts.BEGIN, *statements, COMMIT)
 
     async def begin(self, *reads: bytes) -> tuple[int, list[Result]]:
         """Begin, and read; now by the server's clock, and what was read."""
@@ -168,8 +167,13 @@ class _Transaction:
 
     async def look(self, *statements: bytes) -> tuple[int, list[Result]]:
         """Like ``begin``, but each statement is its own transaction."""
-        _, now, *found = await self.connection.run(self._set_now, texts.NOW, *statements)
+        now, *found = await self.each(texts.NOW, *statements)
         return now.number, found
+
+    async def each(self, *statements: bytes) -> list[Result]:
+        """In one trip, each statement a transaction of its own."""
+        _, *results = await self.connection.run(self._set_now, *statements)
+        return results
 
     async def rows(self, task_ids: Iterable[str], logs: Logs) -> tuple[int, dict[str, Row]]:
         """Begin; now, and the rows, locked."""
@@ -547,15 +551,20 @@ class MySqlStore:
     ) -> dict[str, Claimed]:
         """In one trip, those that are due, unless a look at caps is needed or the lease is over."""
         update = bind(texts.UPDATE_CLAIMED, lease.worker_id, lease.epoch, decide.OVERRUN)
+        free = bind(texts.STILL_FREE, lease.epoch, lease.worker_id, self._shift())
         now = bind(texts.CLAIMED_NOW, lease.epoch)
         tx.taken |= dict.fromkeys(task_ids)
-        some = list(keys(task_ids))
-        _, *results = await tx.at_once(
-            bind(texts.SET_FREE, lease.epoch, lease.worker_id),
-            *(update + names + texts.STILL_DUE for names in some),
-            *(texts.SELECT_CLAIMED + names + now for names in some),
-        )
-        return self._claimed(joined(results[len(some) :]), types)
+        claims, reads = [], []
+        for some in keys(task_ids):
+            claims.append(update + some + texts.STILL_DUE + free)
+            reads.append(texts.SELECT_CLAIMED + some + now)
+        try:
+            # Each update is a transaction: every statement is answered by a packet of its own, which costs.
+            results = await tx.each(*claims, *reads)
+        except Rejected:
+            tx.losses += 1  # an update before it may have counted
+            raise
+        return self._claimed(joined(results[len(claims) :]), types)
 
     def _claimed(self, rows: bytes, types: Mapping[str, TaskType]) -> dict[str, Claimed]:
         """The tasks among the rows, all of them claimed by this process, whose claim is news."""

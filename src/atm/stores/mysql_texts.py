@@ -9,6 +9,7 @@ server's clock, read at the beginning of a transaction; ``bind`` puts values whe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple, cast
 
 import msgspec
@@ -32,7 +33,8 @@ FEW = 3
 
 BEGIN, COMMIT = b"BEGIN", b"COMMIT"
 NOW = b"SELECT @now"
-SET_NOW = "SET @now := CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED) + %s"
+CLOCK = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED) + %s"
+SET_NOW = f"SET @now := {CLOCK}"
 
 encode = msgspec.json.Encoder().encode
 
@@ -251,8 +253,7 @@ UPDATE_CLAIMED = (
 )
 # What sets a task back to PENDING sets due_at too: a claim that had to wait for it does not seem to be older.
 STILL_DUE = (
-    b" AND status = 'PENDING' AND due_at <= @now AND @free "
-    b"AND (expires_at IS NULL OR expires_at > @now OR children)"
+    b" AND status = 'PENDING' AND due_at <= @now AND (expires_at IS NULL OR expires_at > @now OR children)"
 )
 CLAIMED_NOW = " AND status = 'PROCESSING' AND worker_epoch = %s AND started_at = @now"
 _SUCCEED_ALIKE = (
@@ -306,10 +307,11 @@ SELECT_LEASE = (
     "SELECT 1 FROM worker_registry WHERE epoch = %s AND worker_id = %s AND state = 'ALIVE' AND lease_until > @now "
     "LOCK IN SHARE MODE"
 )
-# A claim in one trip is only for a living lease, and while no type has a cap.
-SET_FREE = (
-    "SET @free := (SELECT COUNT(*) FROM worker_registry WHERE epoch = %s AND worker_id = %s AND state = 'ALIVE' "
-    "AND lease_until > @now LOCK IN SHARE MODE) AND NOT EXISTS (SELECT 1 FROM task_config WHERE limited)"
+# A claim in one trip is only for a living lease, which stays alive until that counts, and while no type has a cap.
+# The time is not @now: what reads a variable is carried out for each row again.
+STILL_FREE = (
+    " AND (SELECT COUNT(*) FROM worker_registry WHERE epoch = %s AND worker_id = %s AND state = 'ALIVE' "
+    f"AND lease_until > {CLOCK} LOCK IN SHARE MODE) AND NOT EXISTS (SELECT 1 FROM task_config WHERE limited)"
 )
 SELECT_LIVING = b"SELECT epoch FROM worker_registry WHERE state = 'ALIVE'"
 # The leader's row is the door to the registry: registrations come in one by one.
@@ -412,12 +414,13 @@ def succeed(successes: Sequence[Success], lease: Lease) -> list[bytes]:
             for task_id, attempt, count, _, o in sorted(successes)
         ]
         updates = [bind(_SUCCEED, piece, lease.epoch) for piece in pieces(rows)]
-    counted = [statement for update in updates for statement in (update, b"SET @met := @met + ROW_COUNT()")]
+    met = [b"SET @met := ROW_COUNT()", *repeat(b"SET @met := @met + ROW_COUNT()", len(updates) - 1)]
+    counted = [statement for pair in zip(updates, met, strict=True) for statement in pair]
     inserts = [
         _insert_success(len(successes), lease.worker_id, *kind, b"[" + b",".join(rows) + b"]")
         for kind, rows in logs.items()
     ]
-    return [b"SET @met := 0", *counted, *inserts]
+    return [*counted, *inserts]
 
 
 def _insert_success(wanted: int, worker_id: str, attempt: int, count: int, message: str, rows: bytes) -> bytes:
