@@ -161,6 +161,29 @@ async def test_the_end_waits_for_a_group_so_long_and_no_longer(hand: Hand, autoj
 # lanes that take what they are given, and owe no answer
 
 
+async def test_in_a_mixed_lane_those_that_one_event_wakes_in_turn_make_a_group(hand: Hand) -> None:
+    lane = Lane(hand.execute, mixed=True)
+    first, second = trio.Event(), trio.Event()
+
+    async def ask(event: trio.Event, name: str) -> None:
+        await event.wait()
+        if event is first:
+            second.set()
+        await _ask(lane, [], verb, name)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lane.serve)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(ask, first, "first")
+            callers.start_soon(ask, second, "second")
+            await wait_all_tasks_blocked()
+            first.set()
+            await wait_all_tasks_blocked()
+            await hand.go()
+        nursery.cancel_scope.cancel()
+    assert hand.groups == [["first", "second"]]
+
+
 async def test_a_mixed_lane_joins_what_is_not_alike(hand: Hand) -> None:
     lane = Lane(hand.execute, mixed=True)
     async with trio.open_nursery() as nursery:

@@ -15,6 +15,9 @@ import trio
 from atm.errors import StoreUnavailable
 from atm.serial import MAX_BYTES, MAX_ROWS, Call, Result
 
+TURNS = 3
+"""Of the loop: in so many, who is woken by the same thing as the first caller has called, too."""
+
 GRACE = 5.0
 """Seconds that a group under way gets to finish when the lane is cancelled."""
 
@@ -25,7 +28,8 @@ class Lane:
     Args:
         execute: carries out the calls of a group and sets their results. What it raises comes out of ``serve``.
         workers: how many groups may be under way at a time.
-        mixed: a group may hold any calls; else they have verb and argument in common.
+        mixed: a group may hold any calls; else they have verb and argument in common. As such calls are small,
+            a trip costs more than what they do: the first of a group waits for those that come just behind it.
         thorough: at the end all that has arrived is carried out, not only what is under way.
         closed: makes the error of a call that comes too late.
     """
@@ -123,6 +127,9 @@ class Lane:
         while True:
             while not self._waiting:
                 await self._idle.park()
+                if self._mixed:
+                    for _ in range(TURNS):
+                        await trio.lowlevel.cancel_shielded_checkpoint()
             if not self._thorough:
                 await trio.lowlevel.checkpoint_if_cancelled()
             group = _next_group(self._waiting, mixed=self._mixed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,9 @@ import trio.testing
 from atm.coordinator import CancelRequest, TaskEvent
 from atm.coordinators import redis as module
 from atm.coordinators.redis import RedisCoordinator
+from atm.coordinators.redis_wire import Line, Script
 from atm.nursery.balance import LeastTask
+from atm.nursery.scanner import scan
 from atm.task import Status
 from contracts.hall import PATIENCE, PATIENT_TTL, Hall, hint, leading, redis_hall, serving, worker
 from coordinators.conftest import OpenNode, eventually, settings_of
@@ -136,6 +138,56 @@ async def test_what_a_worker_does_not_take_goes_to_another(hall: Hall, redis_ser
     await hall.settle(worker_id="deaf")
     assert await hall.dispatch() == 1
     assert redis_server.call("LRANGE", "worker:deaf:queue", 0, -1) == ["a3:a:0"]
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The names of the scripts that went to Redis together, but for renewals."""
+    told: list[list[str]] = []
+    evaluate = Line.evaluate
+
+    async def and_tell(line: Line, requests: Sequence[tuple[Script, tuple[bytes, ...]]]) -> list[Any]:
+        names = [script.name for script, _ in requests]
+        if names != ["renew"]:
+            told.append(names)
+        return await evaluate(line, requests)
+
+    monkeypatch.setattr(Line, "evaluate", and_tell)
+    return told
+
+
+async def test_what_the_leader_hands_to_its_own_node_is_taken_in_the_same_trip(
+    hall: Hall, trips: list[list[str]]
+) -> None:
+    await hall.worker()
+    await hall.dispatch()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hall.coordinator.take, "w")
+        await hall.sleep(5)  # the subscription wakes it too
+        await hall.push("a1")
+        await hall.dispatch()
+    assert ["move", "take"] in trips
+
+
+async def test_slots_that_become_free_are_filled_by_the_look_of_the_same_trip_and_no_other(
+    hall: Hall, trips: list[list[str]]
+) -> None:
+    await hall.worker(capacity=1)
+    await hall.push("a1", "a2")
+    assert await hall.serve() == ["a1"]
+    await hall.settle("a1", load=1)
+    await hall.settled_down()
+    trips.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scan, hall.coordinator, hall.balance, 60.0, 100)
+        await hall.sleep(5)
+        trips.clear()
+        await hall.settle(load=0)
+        await hall.eventually(lambda: bool(trips) and "move" in trips[-1])
+        await hall.sleep(5)
+        nursery.cancel_scope.cancel()
+    assert trips[0] == ["settle", "look"]
+    assert [name for names in trips for name in names].count("look") == 1
 
 
 async def test_what_a_forgotten_worker_had_goes_back(hall: Hall, redis_server: RedisServer) -> None:

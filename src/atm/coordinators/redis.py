@@ -172,6 +172,8 @@ class RedisCoordinator:
         self._leader: str | None = None
         self._changed = Flag()
         self._next_due = math.inf
+        self._looks = 0
+        self._slots_were_short = False  # at the last look, for what waits
         self._losses_before_rebuild = 0
         self._event_listeners: list[Callable[[Sequence[TaskEvent]], None]] = []
         self._cancel_listeners: dict[str, Callable[[CancelRequest], None]] = {}
@@ -203,11 +205,15 @@ class RedisCoordinator:
 
     def _announce(self) -> None:
         for hand in self._hands.values():
-            self._link.post(hand.register, told=self._news)
+            self._link.post(hand.register, told=self._news())
 
-    def _news(self, answer: int) -> None:
-        """A script says that the leader should look, and that this node leads."""
-        if answer == 1:
+    def _news(self) -> Callable[[int], None]:
+        """Hears the answer of a script that is about to be sent: 1 if this node, which leads, should look."""
+        return partial(self._heard, self._looks)
+
+    def _heard(self, looks: int, answer: int) -> None:
+        # What was sent later has seen it.
+        if answer == 1 and self._looks == looks:
             self._changed.set()
 
     # terms
@@ -325,17 +331,18 @@ class RedisCoordinator:
             if self._link.is_jammed:
                 with trio.move_on_after(JAM_PATIENCE):
                     await self._link.flush()
-            self._link.post(self._push, hints[start : start + PAGE], told=self._news)
+            self._link.post(self._push, hints[start : start + PAGE], told=self._news())
 
     async def requeue(self, hints: Sequence[Hint]) -> int:
         now: dict[str, list[str]] = {}
         for hint in hints:
             now.setdefault(str(hint.priority), []).append(f"{hint.task_id}:{hint.task_type}")
+        heard = self._news()
         answer = await self._link.ask(says("requeue", now=now, leads=self._leads()))
         if answer is None:
             return 0
         missing, news = answer
-        self._news(news)
+        heard(news)
         return int(missing)
 
     def _pushed(self, hints: Sequence[Hint]) -> tuple[bytes, ...]:
@@ -371,6 +378,7 @@ class RedisCoordinator:
                 break
             plan = Plan(balance, seen.workers, seen.room, seen.lines, limit - moved)
             await self._fill(plan, seen)
+            self._slots_were_short = not plan.left
             moved += await self._move(plan)
             if not plan.parks or not plan.left:
                 break
@@ -384,6 +392,7 @@ class RedisCoordinator:
             await trio.lowlevel.checkpoint()
             return None
         patience = round(HANDOVER_PATIENCE * 1000)
+        self._looks += 1
         request = says("look", me=term.candidate, mark=term.mark, limit=limit, reach=reach, patience=patience)
         answer = await self._link.ask(request)
         if answer is None:
@@ -415,6 +424,10 @@ class RedisCoordinator:
         if not plan.sources or term is None:
             return 0
         own = [worker_id in self._hands for worker_id in plan.workers]
+        for worker_id in plan.workers:
+            if worker_id in self._hands:
+                # Now, so that it asks in the same trip.
+                self._hands[worker_id].wake.set()
         request = says(
             "move", me=term.candidate, workers=plan.workers, own=own, room=plan.used_room, sources=plan.sources
         )
@@ -424,9 +437,6 @@ class RedisCoordinator:
         if moved < 0:
             term.scope.cancel(reason="the leadership was lost")
             return 0
-        for worker_id in plan.workers:
-            if worker_id in self._hands:
-                self._hands[worker_id].wake.set()
         return moved
 
     # workers
@@ -437,12 +447,12 @@ class RedisCoordinator:
             hand = self._hands[worker.id] = _Hand(worker, self._leads)
             self._link.listener.hear(f"worker:{worker.id}:wake", lambda _: hand.wake.set(), hand.wake.set)
         hand.info = worker
-        self._link.post(hand.register, told=self._news)
+        self._link.post(hand.register, told=self._news())
 
     async def unregister(self, worker_id: str) -> None:
         if self._hands.pop(worker_id, None) is not None:
             self._link.listener.leave(f"worker:{worker_id}:wake")
-        self._link.post(says("unregister", id=worker_id, leads=self._leads()), told=self._news)
+        self._link.post(says("unregister", id=worker_id, leads=self._leads()), told=self._news())
 
     async def take(self, worker_id: str) -> list[Hint]:
         hand = self._hands[worker_id]
@@ -452,7 +462,7 @@ class RedisCoordinator:
             try:
                 text = await self._link.ask(says("take", id=worker_id, again=again))
             except trio.Cancelled:
-                self._link.post(says("give_back", id=worker_id, leads=self._leads()), told=self._news)
+                self._link.post(says("give_back", id=worker_id, leads=self._leads()), told=self._news())
                 raise
             if text is not None:
                 hand.again = False
@@ -462,27 +472,30 @@ class RedisCoordinator:
     async def settle(self, worker_id: str, hints: Sequence[Hint], load: int) -> None:
         hand = self._hands.get(worker_id)
         if hand is not None:
+            if load < hand.info.load and self._term is not None and self._slots_were_short:
+                # What waits goes into the slots that are free now: the look comes in the same trip.
+                self._changed.set()
             if hand.info.load != load:
                 hand.info = replace(hand.info, load=load)
-            self._link.post(hand.settle, hints, told=partial(self._on_settled, hand))
+            self._link.post(hand.settle, hints, told=partial(self._on_settled, hand, self._news()))
 
-    def _on_settled(self, hand: _Hand, answer: int) -> None:
+    def _on_settled(self, hand: _Hand, heard: Callable[[int], None], answer: int) -> None:
         if answer < 0 and self._hands.get(hand.info.id) is hand:
             # Redis has forgotten this worker.
-            self._link.post(hand.register, told=self._news)
-        self._news(answer)
+            self._link.post(hand.register, told=self._news())
+        heard(answer)
 
     async def block(self, worker_id: str, hints: Sequence[Hint]) -> None:
         types = sorted({hint.task_type for hint in hints})
         written = [_written(hint) for hint in hints]
         leads = self._leads()
-        self._link.post(says("block", id=worker_id, hints=written, types=types, leads=leads), told=self._news)
+        self._link.post(says("block", id=worker_id, hints=written, types=types, leads=leads), told=self._news())
 
     async def unblock(self, task_type: str, room: int | None) -> None:
         document: dict[str, object] = {"type": task_type, "max": MAX_CREDIT, "leads": self._leads()}
         if room is not None:
             document["room"] = room
-        self._link.post(says("unblock", **document), told=self._news)
+        self._link.post(says("unblock", **document), told=self._news())
 
     # messages
 

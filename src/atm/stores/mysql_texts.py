@@ -252,9 +252,7 @@ UPDATE_CLAIMED = (
     f"progress = NULL, log_count = -log_count, slack = LEFT(slack, {SLACK // 2}) WHERE task_id IN "
 )
 # What sets a task back to PENDING sets due_at too: a claim that had to wait for it does not seem to be older.
-STILL_DUE = (
-    b" AND status = 'PENDING' AND due_at <= @now AND (expires_at IS NULL OR expires_at > @now OR children)"
-)
+STILL_DUE = b" AND status = 'PENDING' AND due_at <= @now AND (expires_at IS NULL OR expires_at > @now OR children)"
 CLAIMED_NOW = " AND status = 'PROCESSING' AND worker_epoch = %s AND started_at = @now"
 _SUCCEED_ALIKE = (
     "UPDATE task FORCE INDEX (PRIMARY) SET status = 'SUCCESS', sweep_at = @now, completed_at = @now, "
