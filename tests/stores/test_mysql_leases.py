@@ -214,6 +214,29 @@ async def test_what_another_transaction_holds_is_passed_over(cluster: Cluster) -
     assert [item.task.task_id for item in got] == [tasks[0].task_id, tasks[2].task_id]
 
 
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_claim_waits_for_who_may_be_ending_its_lease(cluster: Cluster, ends: bool) -> None:
+    task = new_task()
+    await cluster.one.create([task])
+    lease = await cluster.one.register("w", 9, [])
+    verdicts: list[Claimed | Refused] = []
+
+    async def claim() -> None:
+        verdicts.extend(await cluster.one.claim(lease, [task.task_id]))
+
+    judge = await connect(cluster.address)
+    await judge.run(b"BEGIN", bind("UPDATE worker_registry SET state = 'LOST' WHERE epoch = %s", lease.epoch))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(claim)
+        await trio.sleep(0.3)
+        assert not verdicts
+        await judge.run(b"COMMIT" if ends else b"ROLLBACK")
+    judge.close()
+    if ends:
+        assert verdicts == [Refused(Refusal.NO_LEASE)]
+    assert isinstance(verdicts[0], Refused) == ends
+
+
 @pytest.mark.parametrize("how", ["claim", "poll"])
 async def test_a_cap_holds_over_processes(cluster: Cluster, how: str) -> None:
     await cluster.one.change_task_type("echo", {"max_concurrent": 3})
