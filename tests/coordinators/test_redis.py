@@ -169,6 +169,20 @@ async def test_what_the_leader_hands_to_its_own_node_is_taken_in_the_same_trip(
     assert ["move", "take"] in trips
 
 
+async def test_what_is_pushed_where_the_leader_is_is_looked_at_in_the_same_trip(
+    hall: Hall, trips: list[list[str]]
+) -> None:
+    await hall.worker()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scan, hall.coordinator, hall.balance, 60.0, 100)
+        await hall.sleep(5)
+        trips.clear()
+        await hall.push("a1")
+        await hall.eventually(lambda: bool(trips) and "move" in trips[-1])
+        nursery.cancel_scope.cancel()
+    assert trips[0] == ["push", "look"]
+
+
 async def test_slots_that_become_free_are_filled_by_the_look_of_the_same_trip_and_no_other(
     hall: Hall, trips: list[list[str]]
 ) -> None:

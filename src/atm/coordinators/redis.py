@@ -327,11 +327,16 @@ class RedisCoordinator:
             self._term.scope.cancel(reason="the queues were not filled well")
 
     async def push(self, hints: Sequence[Hint]) -> None:
+        # If there may be slots for them the look comes in the same trip.
+        looks = self._term is not None and not self._slots_were_short and any(hint.delay <= 0 for hint in hints)
         for start in range(0, len(hints), PAGE):
             if self._link.is_jammed:
                 with trio.move_on_after(JAM_PATIENCE):
                     await self._link.flush()
-            self._link.post(self._push, hints[start : start + PAGE], told=self._news())
+            told = None if looks else self._news()
+            self._link.post(self._push, hints[start : start + PAGE], told=told)
+        if looks:
+            self._changed.set()
 
     async def requeue(self, hints: Sequence[Hint]) -> int:
         now: dict[str, list[str]] = {}
