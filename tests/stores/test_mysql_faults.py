@@ -10,7 +10,7 @@ import trio
 
 from atm.errors import StoreUnavailable
 from atm.store import CancelState, Claimed, Note, Refusal, Refused, TaskFilter
-from atm.stores import mysql, mysql_driver
+from atm.stores import mysql_driver, mysql_transaction
 from atm.stores.mysql import MySqlStore
 from atm.stores.mysql_driver import Address, bind, connect
 from atm.task import Status
@@ -202,7 +202,7 @@ async def test_a_row_that_is_held_too_long_is_an_outage_and_nothing_is_half_done
         one, other = await bench.create_many(2)
         holder = await connect(database)
         await holder.run(b"BEGIN", bind("SELECT 1 FROM task WHERE task_id = %s FOR UPDATE", other))
-        monkeypatch.setattr(mysql, "TRIES", 1)
+        monkeypatch.setattr(mysql_transaction, "TRIES", 1)
         error = await failure_of(bench.store.cancel([one, other]))
         assert isinstance(error, StoreUnavailable)
         assert await bench.steps(one) == ["None PENDING"]

@@ -49,6 +49,8 @@ OUTAGE = frozenset(
 OUTAGE |= {1161, 1180, 1181, 1203, 1226, 1290, 1836, 3032, 3168, 4025}
 """Full, read only, too many connections, denied, tables gone: nothing that the caller is to blame for."""
 
+NOT_NULL, DUPLICATE = 1048, 1062
+
 READ_ONLY = frozenset({1290, 1836})
 
 GONE = frozenset({1053, 1077, 1079, 1152, 1158, 1159, 1160, 1161, 1184, 1317, 1927, 2006, 2013, 4031})

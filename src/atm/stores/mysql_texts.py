@@ -18,7 +18,7 @@ from atm.store import Lease, NewTask, Outcome, TaskFilter
 from atm.stores import decide
 from atm.stores.decide import Change, End, Log, Row
 from atm.stores.mysql_driver import Result, bind, literal, quote
-from atm.task import QUEUES, TERMINAL, TaskType
+from atm.task import QUEUES, TERMINAL, Task, TaskType
 
 SLICE = 500
 """Keys in one list; with a thousand MariaDB makes another, slower plan."""
@@ -199,6 +199,10 @@ def joined(results: Iterable[Result]) -> bytes:
     return b"[" + b",".join([cast("bytes", row[0]) for result in results for row in result.rows]) + b"]"
 
 
+read_rows = msgspec.json.Decoder(list[tuple[int, Row, int | None]]).decode  # SELECT_ROWS
+read_tasks = msgspec.json.Decoder(list[Task]).decode  # SELECT_TASKS
+
+
 # what is written
 
 _MEDIUMTEXT = "MEDIUMTEXT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
@@ -240,7 +244,7 @@ UPDATE_NOTED = _update(
     ["log_count INT", f"progress {_MEDIUMTEXT}"],
     "t.progress = COALESCE(c.progress, t.progress), t.log_count = c.log_count",
 )
-UPDATE_MARKED = _update(["log_count INT"], "t.cancel_requested_at = %s, t.log_count = c.log_count")
+_UPDATE_MARKED = _update(["log_count INT"], "t.cancel_requested_at = %s, t.log_count = c.log_count")
 UPDATE_PARENTS = _update(["log_count INT"], "t.children = 1, t.log_count = c.log_count")
 UPDATE_ADOPTED = _update(
     ["parent VARBINARY(64)", "expires BIGINT"], "t.parent_id = c.parent, t.expires_at = c.expires"
@@ -478,6 +482,11 @@ def write(changes: Mapping[str, Change | End], logs: Logs, now: int) -> list[byt
             )  # fmt: skip
     changed = [bind(_UPDATE_CHANGED, piece, now) for piece in pieces(others)]
     return [*_end(ends, logs, now), *changed, *logs.statements()]
+
+
+def mark(task_ids: Iterable[str], logs: Logs, now: int) -> list[bytes]:
+    """Write that somebody has asked these tasks to end."""
+    return [bind(_UPDATE_MARKED, piece, now) for piece in pieces((name, logs.counts[name]) for name in task_ids)]
 
 
 def _end(ends: Mapping[str, End], logs: Logs, now: int) -> list[bytes]:
