@@ -10,9 +10,10 @@ import trio
 
 from atm.errors import StoreUnavailable
 from atm.store import CancelState, Claimed, Note, Refusal, Refused, TaskFilter
-from atm.stores import mysql_driver, mysql_transaction
+from atm.stores import mysql_pool, mysql_transaction
 from atm.stores.mysql import MySqlStore
-from atm.stores.mysql_driver import Address, bind, connect
+from atm.stores.mysql_driver import Address, connect
+from atm.stores.mysql_values import bind
 from atm.task import Status
 from contracts.bench import Bench, failure_of, new_task, outcome
 from mysql_site import Wire, database_on, say, server_address, serving, wired
@@ -295,7 +296,7 @@ async def test_a_store_ends_soon_though_its_server_does_not_answer(own_server: M
 
 
 async def test_idle_connections_are_kept_fresh(database: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mysql_driver, "KEEP_ALIVE", 0.05)
+    monkeypatch.setattr(mysql_pool, "KEEP_ALIVE", 0.05)
     async with _bench(database) as bench:
         await bench.create()
         [connection, *_] = bench.store._pool._idle  # type: ignore[attr-defined]

@@ -11,8 +11,9 @@ import trio
 from atm.errors import WorkerIdTaken
 from atm.store import Claimed, Lease, Refusal, Refused
 from atm.stores.mysql import MySqlStore
-from atm.stores.mysql_driver import Address, bind, connect
+from atm.stores.mysql_driver import Address, connect
 from atm.stores.mysql_leases import Watch
+from atm.stores.mysql_values import bind
 from atm.task import Status
 from contracts.bench import new_task
 from mysql_site import say, serving

@@ -45,26 +45,18 @@ from atm.store import (
 from atm.stores import decide, mysql_chores, mysql_ends, mysql_leases
 from atm.stores import mysql_texts as texts
 from atm.stores.mysql_claims import Claims
+from atm.stores.mysql_connection import Lost, Rejected, Result
 from atm.stores.mysql_create import Creation
-from atm.stores.mysql_driver import (
-    Address,
-    Dialer,
-    Lost,
-    Pool,
-    Rejected,
-    Result,
-    Unreachable,
-    bind,
-    connect,
-    listing,
-)
+from atm.stores.mysql_driver import Address, Unreachable, connect
 from atm.stores.mysql_ends import Ends
 from atm.stores.mysql_known import Known
 from atm.stores.mysql_leases import Leases
+from atm.stores.mysql_pool import Dialer, Pool
 from atm.stores.mysql_schema import migrate
 from atm.stores.mysql_settings import Settings, by_name
 from atm.stores.mysql_texts import joined, keys
 from atm.stores.mysql_transaction import Transaction, Transactions
+from atm.stores.mysql_values import bind, listing
 from atm.task import QUEUES, Status, Task, TaskType
 
 MIGRATION_PATIENCE = 600.0

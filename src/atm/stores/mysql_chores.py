@@ -12,9 +12,9 @@ from atm.store import Recovered
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
 from atm.stores.decide import Change, End, Row
-from atm.stores.mysql_driver import bind
 from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
 from atm.stores.mysql_transaction import Transaction
+from atm.stores.mysql_values import bind
 
 RECOVERY_JITTER = 1000
 

@@ -17,11 +17,12 @@ from atm.store import Claimed, Lease, Refusal, Refused
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
 from atm.stores.decide import Change, End
-from atm.stores.mysql_driver import Rejected, bind, listing
+from atm.stores.mysql_connection import Rejected
 from atm.stores.mysql_known import Claim, Known
 from atm.stores.mysql_settings import DEFAULTS, Settings, by_name, is_limited
 from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
 from atm.stores.mysql_transaction import Transaction
+from atm.stores.mysql_values import bind, listing
 from atm.task import Task, TaskType
 
 _read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode

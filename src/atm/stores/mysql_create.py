@@ -14,11 +14,11 @@ from atm.store import Created, NewChild, NewTask, Spawned, SpawnState
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
 from atm.stores.decide import Change, End, Parent, Row
-from atm.stores.mysql_driver import bind
 from atm.stores.mysql_known import Known
 from atm.stores.mysql_settings import DEFAULTS, Settings
 from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
 from atm.stores.mysql_transaction import Transaction
+from atm.stores.mysql_values import bind
 from atm.task import TaskType
 
 _read_owners = msgspec.json.Decoder(list[tuple[str, str, str, str]]).decode

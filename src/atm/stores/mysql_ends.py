@@ -14,10 +14,11 @@ from atm.store import CancelledChildren, CancelVerdict, Finished, Lease, Outcome
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
 from atm.stores.decide import Change, End, Log
-from atm.stores.mysql_driver import DUPLICATE, NOT_NULL, Rejected, bind
+from atm.stores.mysql_connection import DUPLICATE, NOT_NULL, Rejected
 from atm.stores.mysql_known import Known
 from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
 from atm.stores.mysql_transaction import Transaction, judge_all
+from atm.stores.mysql_values import bind
 from atm.task import Status
 
 _SUCCEEDED, _STALE = Finished(Status.SUCCESS), Finished(None)

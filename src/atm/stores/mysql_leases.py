@@ -10,10 +10,11 @@ from atm.errors import WorkerIdTaken
 from atm.serial import Call, share
 from atm.store import Lease
 from atm.stores import mysql_texts as texts
-from atm.stores.mysql_driver import Lost, Rejected, bind, listing
+from atm.stores.mysql_connection import Lost, Rejected
 from atm.stores.mysql_known import Known
 from atm.stores.mysql_texts import COMMIT
 from atm.stores.mysql_transaction import Transaction
+from atm.stores.mysql_values import bind, listing
 
 DAY = 86_400_000
 FORGOTTEN_AT_ONCE = 100

@@ -12,9 +12,10 @@ from atm.errors import StoreUnavailable
 from atm.serial import Call, share
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
-from atm.stores.mysql_driver import Result, bind
+from atm.stores.mysql_connection import Result
 from atm.stores.mysql_texts import COMMIT
 from atm.stores.mysql_transaction import Transaction
+from atm.stores.mysql_values import bind
 from atm.task import TaskType
 
 AGE = 1.0

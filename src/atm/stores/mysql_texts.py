@@ -17,7 +17,8 @@ import msgspec
 from atm.store import Lease, NewTask, Outcome, TaskFilter
 from atm.stores import decide
 from atm.stores.decide import Change, End, Log, Row
-from atm.stores.mysql_driver import Result, bind, literal, quote
+from atm.stores.mysql_connection import Result
+from atm.stores.mysql_values import bind, literal, quote
 from atm.task import QUEUES, TERMINAL, Task, TaskType
 
 SLICE = 500

@@ -19,8 +19,10 @@ from atm.serial import Call, fail_all
 from atm.store import Claimed
 from atm.stores import mysql_texts as texts
 from atm.stores.decide import Change, End, Row
-from atm.stores.mysql_driver import DUPLICATE, OUTAGE, RETRY, Connection, Lost, Pool, Rejected, Result, bind
+from atm.stores.mysql_connection import DUPLICATE, OUTAGE, RETRY, Connection, Lost, Rejected, Result
+from atm.stores.mysql_pool import Pool
 from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
+from atm.stores.mysql_values import bind
 
 TRIES = 10
 LOSSES = 2
