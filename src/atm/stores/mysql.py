@@ -56,7 +56,7 @@ from atm.stores.mysql_schema import migrate
 from atm.stores.mysql_settings import Settings, by_name
 from atm.stores.mysql_texts import joined, keys
 from atm.stores.mysql_transaction import Transaction, Transactions
-from atm.stores.mysql_values import bind, listing
+from atm.stores.mysql_values import bind, encode, listing
 from atm.task import QUEUES, Status, Task, TaskType
 
 MIGRATION_PATIENCE = 600.0
@@ -220,7 +220,7 @@ class MySqlStore:
 
     async def change_task_type(self, task_type: str, changes: Mapping[str, Any]) -> TaskType:
         # The changes as JSON, to be compared.
-        argument = (task_type, texts.encode(changes))
+        argument = (task_type, encode(changes))
         return cast("TaskType", await self._others.call(self._settings.change, argument))
 
     # reads

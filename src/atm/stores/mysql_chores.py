@@ -11,10 +11,12 @@ from atm.serial import Call, share
 from atm.store import Recovered
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
+from atm.stores import mysql_writes as writes
 from atm.stores.decide import Change, End, Row
-from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
+from atm.stores.mysql_texts import COMMIT, joined, keys
 from atm.stores.mysql_transaction import Transaction
 from atm.stores.mysql_values import bind
+from atm.stores.mysql_writes import Logs, write
 
 RECOVERY_JITTER = 1000
 
@@ -31,7 +33,7 @@ async def settle(limit: int, calls: list[Call], tx: Transaction) -> None:
     now, rows = await tx.rows((name.decode() for name in found.column), logs)
     decisions = [decide.settle(row, now, logs.add) for row in rows.values()]
     changes = {cast("str", change.seq): change for _, change in decisions if change is not None}
-    await tx.run(*texts.write(changes, logs, now), COMMIT)
+    await tx.run(*write(changes, logs, now), COMMIT)
     share(calls, [settled for settled, _ in decisions])
 
 
@@ -55,7 +57,7 @@ async def recover(limit: int, calls: list[Call], tx: Transaction) -> None:
             delay = random.randrange(RECOVERY_JITTER)
             verdict, changes[row.task_id] = decide.recover(row, now, delay, logs.add)
             recovered.append(verdict)
-    await tx.run(*texts.write(changes, logs, now), COMMIT)
+    await tx.run(*write(changes, logs, now), COMMIT)
     share(calls, recovered)
 
 
@@ -63,7 +65,7 @@ async def sweep(argument: tuple[tuple[int, ...], int], calls: list[Call], tx: Tr
     priorities, limit = argument
     now, pages = await tx.begin(*(bind(texts.SELECT_OVERDUE, priority, limit) for priority in priorities))
     rows = _read_waiting(joined(pages))
-    update = bind(texts.UPDATE_SWEPT, now, now, decide.SWEEP_FIRST, decide.SWEEP_MAX)
+    update = bind(writes.UPDATE_SWEPT, now, now, decide.SWEEP_FIRST, decide.SWEEP_MAX)
     await tx.run(*(update + some for some in keys(row[0] for row in rows)), COMMIT)
     share(calls, [decide.waiting(*row, now) for row in rows])
 
@@ -76,6 +78,6 @@ async def purge(argument: tuple[float, int], calls: list[Call], tx: Transaction)
     ids = keys(cast("bytes", row[1]) for row in found.rows)
     _, locked = await tx.begin(*(texts.SELECT_IDS + some + still for some in ids))
     gone = [task_id for some in locked for task_id in some.column]
-    await tx.run(*(delete + some for delete in texts.DELETES for some in keys(gone)))
+    await tx.run(*(delete + some for delete in writes.DELETES for some in keys(gone)))
     await tx.run(COMMIT)
     share(calls, len(gone))

@@ -16,13 +16,15 @@ from atm.serial import Call, share
 from atm.store import Claimed, Lease, Refusal, Refused
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
+from atm.stores import mysql_writes as writes
 from atm.stores.decide import Change, End
 from atm.stores.mysql_connection import Rejected
 from atm.stores.mysql_known import Claim, Known
 from atm.stores.mysql_settings import DEFAULTS, Settings, by_name, is_limited
-from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
+from atm.stores.mysql_texts import COMMIT, joined, keys
 from atm.stores.mysql_transaction import Transaction
 from atm.stores.mysql_values import bind, listing
+from atm.stores.mysql_writes import Logs, write
 from atm.task import Task, TaskType
 
 _read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode
@@ -59,13 +61,13 @@ class Claims:
         self, lease: Lease, task_ids: Iterable[str], types: Mapping[str, TaskType], tx: Transaction
     ) -> dict[str, Claimed]:
         """In one trip, those that are due, unless a look at caps is needed or the lease is over."""
-        update = bind(texts.UPDATE_CLAIMED, lease.worker_id, lease.epoch, decide.OVERRUN)
+        update = bind(writes.UPDATE_CLAIMED, lease.worker_id, lease.epoch, decide.OVERRUN)
         free = bind(texts.STILL_FREE, lease.epoch, lease.worker_id, tx.shift)
-        now = bind(texts.CLAIMED_NOW, lease.epoch)
+        now = bind(writes.CLAIMED_NOW, lease.epoch)
         tx.taken |= dict.fromkeys(task_ids)
         claims, reads = [], []
         for some in keys(task_ids):
-            claims.append(update + some + texts.STILL_DUE + free)
+            claims.append(update + some + writes.STILL_DUE + free)
             reads.append(texts.SELECT_CLAIMED + some + now)
         try:
             # Each update is a transaction: every statement is answered by a packet of its own, which costs.
@@ -194,9 +196,9 @@ class _Taking:
         return Claimed(task, self._types.get(task.task_type) or DEFAULTS)
 
     def statements(self) -> list[bytes]:
-        update = bind(texts.UPDATE_CLAIMED, self._lease.worker_id, self._lease.epoch, decide.OVERRUN)
+        update = bind(writes.UPDATE_CLAIMED, self._lease.worker_id, self._lease.epoch, decide.OVERRUN)
         claims = [update + some for some in keys(self.taken)]
-        return [*claims, *texts.write(self._expired, self._logs, self._now)]
+        return [*claims, *write(self._expired, self._logs, self._now)]
 
 
 def _room(settings: TaskType, running: int) -> float:

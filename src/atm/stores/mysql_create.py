@@ -13,12 +13,14 @@ from atm.serial import Call
 from atm.store import Created, NewChild, NewTask, Spawned, SpawnState
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
+from atm.stores import mysql_writes as writes
 from atm.stores.decide import Change, End, Parent, Row
 from atm.stores.mysql_known import Known
 from atm.stores.mysql_settings import DEFAULTS, Settings
-from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
+from atm.stores.mysql_texts import COMMIT, joined, keys
 from atm.stores.mysql_transaction import Transaction
 from atm.stores.mysql_values import bind
+from atm.stores.mysql_writes import Logs, write
 from atm.task import TaskType
 
 _read_owners = msgspec.json.Decoder(list[tuple[str, str, str, str]]).decode
@@ -97,7 +99,7 @@ async def _created_before(calls: list[Call], tx: Transaction) -> dict[str, Creat
 
 
 def _inserts(new: Iterable[NewTask], types: Mapping[str, TaskType]) -> list[bytes]:
-    return texts.insert_tasks((task, types.get(task.task_type) or DEFAULTS) for task in new)
+    return writes.insert_tasks((task, types.get(task.task_type) or DEFAULTS) for task in new)
 
 
 def _receipt(item: Created | NewTask, now: int) -> Created:
@@ -162,9 +164,9 @@ class _Spawning:
 
     def statements(self) -> list[bytes]:
         parents = sorted({parent_id for _, parent_id, _ in self._adopted})
-        rows = texts.pieces((parent_id, self._logs.counts[parent_id]) for parent_id in parents)
+        rows = writes.pieces((parent_id, self._logs.counts[parent_id]) for parent_id in parents)
         return [
-            *texts.write(self._changes, self._logs, self._now),
-            *(bind(texts.UPDATE_PARENTS, piece) for piece in rows),
-            *(bind(texts.UPDATE_ADOPTED, piece) for piece in texts.pieces(self._adopted)),
+            *write(self._changes, self._logs, self._now),
+            *(bind(writes.UPDATE_PARENTS, piece) for piece in rows),
+            *(bind(writes.UPDATE_ADOPTED, piece) for piece in writes.pieces(self._adopted)),
         ]

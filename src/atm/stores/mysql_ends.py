@@ -13,12 +13,14 @@ from atm.serial import Call, share
 from atm.store import CancelledChildren, CancelVerdict, Finished, Lease, Outcome, Reopened
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
+from atm.stores import mysql_writes as writes
 from atm.stores.decide import Change, End, Log
 from atm.stores.mysql_connection import DUPLICATE, NOT_NULL, Rejected
 from atm.stores.mysql_known import Known
-from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
+from atm.stores.mysql_texts import COMMIT, joined, keys
 from atm.stores.mysql_transaction import Transaction, judge_all
 from atm.stores.mysql_values import bind
+from atm.stores.mysql_writes import Logs, write
 from atm.task import Status
 
 _SUCCEEDED, _STALE = Finished(Status.SUCCESS), Finished(None)
@@ -45,7 +47,7 @@ class Ends:
 
         changes = judge_all(calls, judge)
         if others:
-            await tx.run(*texts.write(changes, logs, now), COMMIT)
+            await tx.run(*write(changes, logs, now), COMMIT)
         self._known.forget(calls)
 
     async def note(self, _: None, calls: list[Call], tx: Transaction) -> None:
@@ -63,14 +65,14 @@ class Ends:
                     logs.add(Log(row.seq, log_type, None, None, note.message, note.worker_id, note.attempt))
                     self._known.touch([note.task_id])
             call.succeed(None)
-        noted = texts.pieces((task_id, logs.counts[task_id], text) for task_id, text in progress.items())
-        await tx.run(*(bind(texts.UPDATE_NOTED, piece) for piece in noted), *logs.statements(), COMMIT)
+        noted = writes.pieces((task_id, logs.counts[task_id], text) for task_id, text in progress.items())
+        await tx.run(*(bind(writes.UPDATE_NOTED, piece) for piece in noted), *logs.statements(), COMMIT)
 
 
-async def _succeed(lease: Lease, plain: Mapping[str, texts.Success], tx: Transaction) -> bool:
+async def _succeed(lease: Lease, plain: Mapping[str, writes.Success], tx: Transaction) -> bool:
     """Write these ends in one trip; False, and nothing is written, when one of the tasks has changed."""
     try:
-        await tx.at_once(*texts.succeed(list(plain.values()), lease))
+        await tx.at_once(*writes.succeed(list(plain.values()), lease))
         return True
     except Rejected as error:
         if error.code not in (NOT_NULL, DUPLICATE):
@@ -91,7 +93,7 @@ async def cancel(_: None, calls: list[Call], tx: Transaction) -> None:
         return verdict, change
 
     changes = judge_all(calls, judge)
-    await tx.run(*texts.mark(marked, logs, now), *texts.write(changes, logs, now), COMMIT)
+    await tx.run(*writes.mark(marked, logs, now), *write(changes, logs, now), COMMIT)
 
 
 async def cancel_children(argument: tuple[tuple[str, ...], int], calls: list[Call], tx: Transaction) -> None:
@@ -118,10 +120,10 @@ async def _end_children(task_ids: list[str], tx: Transaction) -> dict[str, Cance
     decisions = {name: decide.cancel_child(row, now, logs.add) for name, row in rows.items()}
     changes = {name: change for name, (_, change) in decisions.items() if change is not None}
     verdicts = {name: verdict for name, (verdict, _) in decisions.items() if verdict.changed}
-    marks = texts.mark([name for name in verdicts if name not in changes], logs, now)
+    marks = writes.mark([name for name in verdicts if name not in changes], logs, now)
     orphaned = keys(name for name, verdict in verdicts.items() if verdict.status is not Status.TIMEOUT)
-    orphans = [texts.UPDATE_ORPHANED + some for some in orphaned]
-    await tx.run(*marks, *orphans, *texts.write(changes, logs, now), COMMIT)
+    orphans = [writes.UPDATE_ORPHANED + some for some in orphaned]
+    await tx.run(*marks, *orphans, *write(changes, logs, now), COMMIT)
     return verdicts
 
 
@@ -134,10 +136,10 @@ async def reopen(_: None, calls: list[Call], tx: Transaction) -> None:
         change = decide.reopen(row, now, logs.add) if row else None
         return change is not None, change
 
-    writes = texts.write(judge_all(calls, judge), logs, now)
+    written = write(judge_all(calls, judge), logs, now)
     reads = [texts.SELECT_TASKS + some for some in keys(rows)]
-    results = await tx.run(*writes, *reads, COMMIT)
-    after = {task.task_id: task for task in texts.read_tasks(joined(results[len(writes) : -1]))}
+    results = await tx.run(*written, *reads, COMMIT)
+    after = {task.task_id: task for task in texts.read_tasks(joined(results[len(written) : -1]))}
     for call in calls:
         changed: list[bool] = call.result.unwrap()
         call.succeed([Reopened(after.get(name), ok) for name, ok in zip(call.rows, changed, strict=True)])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from atm.serial import Call
-from atm.stores.mysql_texts import Success
+from atm.stores.mysql_writes import Success
 from atm.task import Status, Task
 
 

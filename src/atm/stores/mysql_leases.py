@@ -14,7 +14,7 @@ from atm.stores.mysql_connection import Lost, Rejected
 from atm.stores.mysql_known import Known
 from atm.stores.mysql_texts import COMMIT
 from atm.stores.mysql_transaction import Transaction
-from atm.stores.mysql_values import bind, listing
+from atm.stores.mysql_values import bind, encode, listing
 
 DAY = 86_400_000
 FORGOTTEN_AT_ONCE = 100
@@ -80,7 +80,7 @@ class Leases:
                 raise WorkerIdTaken(worker_id, None)
             if state == b"ALIVE" and wait > 0:
                 raise WorkerIdTaken(worker_id, wait / 1000)
-        values = (worker_id, self._boot_id, capacity, texts.encode(task_types), now, now + self._length_ms)
+        values = (worker_id, self._boot_id, capacity, encode(task_types), now, now + self._length_ms)
         _, _, epoch, _ = await tx.run(
             bind(texts.SUPERSEDE, worker_id),
             bind(texts.INSERT_LEASE, *values),

@@ -15,7 +15,7 @@ from atm.stores import mysql_texts as texts
 from atm.stores.mysql_connection import Result
 from atm.stores.mysql_texts import COMMIT
 from atm.stores.mysql_transaction import Transaction
-from atm.stores.mysql_values import bind
+from atm.stores.mysql_values import bind, encode
 from atm.task import TaskType
 
 AGE = 1.0
@@ -51,10 +51,10 @@ class Settings:
 
     async def change(self, argument: tuple[str, bytes], calls: list[Call], tx: Transaction) -> None:
         task_type, changes = argument
-        insert = bind(texts.INSERT_TYPE, task_type, texts.encode(TaskType(task_type=task_type)))
+        insert = bind(texts.INSERT_TYPE, task_type, encode(TaskType(task_type=task_type)))
         _, [_, found] = await tx.begin(insert, bind(texts.SELECT_TYPE, task_type))
         settings = decide.changed_type(_read_settings(found.column[0]), msgspec.json.decode(changes))
-        await tx.run(bind(texts.UPDATE_TYPE, texts.encode(settings), is_limited(settings), task_type), COMMIT)
+        await tx.run(bind(texts.UPDATE_TYPE, encode(settings), is_limited(settings), task_type), COMMIT)
         self._known = False
         share(calls, settings)
 

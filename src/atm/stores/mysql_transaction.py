@@ -21,8 +21,9 @@ from atm.stores import mysql_texts as texts
 from atm.stores.decide import Change, End, Row
 from atm.stores.mysql_connection import DUPLICATE, OUTAGE, RETRY, Connection, Lost, Rejected, Result
 from atm.stores.mysql_pool import Pool
-from atm.stores.mysql_texts import COMMIT, Logs, joined, keys
+from atm.stores.mysql_texts import COMMIT, joined, keys
 from atm.stores.mysql_values import bind
+from atm.stores.mysql_writes import Logs
 
 TRIES = 10
 LOSSES = 2

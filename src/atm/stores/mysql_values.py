@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+import msgspec
+
+encode = msgspec.json.Encoder().encode
+"""The value as a JSON text."""
+
 
 def literal(value: object) -> bytes:
     """The value as it stands in a statement."""
