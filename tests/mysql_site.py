@@ -14,7 +14,9 @@ import pytest
 import trio
 
 from atm.stores.mysql import MySqlStore
-from atm.stores.mysql_driver import Address, Result, bind, connect
+from atm.stores.mysql_connection import Result
+from atm.stores.mysql_driver import Address, connect
+from atm.stores.mysql_values import bind
 from servers import MariaDb, Missing
 
 REAL = "ATM_TEST_MYSQL"

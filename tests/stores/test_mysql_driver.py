@@ -18,7 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from atm.errors import StoreUnavailable
-from atm.stores.mysql_driver import Address, Connection, Dialer, Lost, Pool, Rejected, Unreachable, bind, connect
+from atm.stores.mysql_connection import Connection, Lost, Rejected
+from atm.stores.mysql_driver import Address, Unreachable, connect
+from atm.stores.mysql_pool import Dialer, Pool
+from atm.stores.mysql_values import bind
 from mysql_site import real_mysql, say, server_address, wired
 from servers import MariaDb
 

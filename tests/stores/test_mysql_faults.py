@@ -10,9 +10,10 @@ import trio
 
 from atm.errors import StoreUnavailable
 from atm.store import CancelState, Claimed, Note, Refusal, Refused, TaskFilter
-from atm.stores import mysql, mysql_driver
+from atm.stores import mysql_pool, mysql_transaction
 from atm.stores.mysql import MySqlStore
-from atm.stores.mysql_driver import Address, bind, connect
+from atm.stores.mysql_driver import Address, connect
+from atm.stores.mysql_values import bind
 from atm.task import Status
 from contracts.bench import Bench, failure_of, new_task, outcome
 from mysql_site import Wire, database_on, say, server_address, serving, wired
@@ -202,7 +203,7 @@ async def test_a_row_that_is_held_too_long_is_an_outage_and_nothing_is_half_done
         one, other = await bench.create_many(2)
         holder = await connect(database)
         await holder.run(b"BEGIN", bind("SELECT 1 FROM task WHERE task_id = %s FOR UPDATE", other))
-        monkeypatch.setattr(mysql, "TRIES", 1)
+        monkeypatch.setattr(mysql_transaction, "TRIES", 1)
         error = await failure_of(bench.store.cancel([one, other]))
         assert isinstance(error, StoreUnavailable)
         assert await bench.steps(one) == ["None PENDING"]
@@ -295,7 +296,7 @@ async def test_a_store_ends_soon_though_its_server_does_not_answer(own_server: M
 
 
 async def test_idle_connections_are_kept_fresh(database: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mysql_driver, "KEEP_ALIVE", 0.05)
+    monkeypatch.setattr(mysql_pool, "KEEP_ALIVE", 0.05)
     async with _bench(database) as bench:
         await bench.create()
         [connection, *_] = bench.store._pool._idle  # type: ignore[attr-defined]

@@ -10,8 +10,10 @@ import trio
 
 from atm.errors import WorkerIdTaken
 from atm.store import Claimed, Lease, Refusal, Refused
-from atm.stores.mysql import MySqlStore, Watch
-from atm.stores.mysql_driver import Address, bind, connect
+from atm.stores.mysql import MySqlStore
+from atm.stores.mysql_driver import Address, connect
+from atm.stores.mysql_leases import Watch
+from atm.stores.mysql_values import bind
 from atm.task import Status
 from contracts.bench import new_task
 from mysql_site import say, serving
@@ -160,7 +162,7 @@ async def test_nobody_is_lost_within_a_leases_length_after(cluster: Cluster, wha
     await cluster.one.register("w", 1, [])
     if what == "an outage":
         await cluster.look(L + D - 1)
-        cluster.other._watch.interrupt()
+        cluster.other._leases.watch.interrupt()
         cluster.advance(3)
     else:
         cluster.advance(L + D + 1)

@@ -10,7 +10,8 @@ import pytest
 import trio
 
 from atm.store import Claimed, Note, Position, TaskFilter
-from atm.stores.mysql_driver import Address, Connection, Result
+from atm.stores.mysql_connection import Connection, Result
+from atm.stores.mysql_driver import Address
 from atm.task import Status
 from contracts.bench import Bench, family_life, new_task, outcome
 from mysql_site import new_database, real_mysql, say, server_address, server_kinds, serving

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from atm.errors import StartError
-from atm.stores.mysql_driver import Connection, Rejected, bind
+from atm.stores.mysql_connection import Connection, Rejected
+from atm.stores.mysql_values import bind
 
 VERSION = 2
 

@@ -7,8 +7,10 @@ import time
 import msgspec
 
 from atm.errors import StoreUnavailable
-from atm.stores.mysql_driver import Address, Connection, Lost, Rejected, Result, bind, connect
+from atm.stores.mysql_connection import Connection, Lost, Rejected, Result
+from atm.stores.mysql_driver import Address, connect
 from atm.stores.mysql_schema import VERSION, refusal_of
+from atm.stores.mysql_values import bind
 from atm.stores.survey import MAX_LOOKED_AT, SAMPLE, SWEPT_WITHIN, LeaseSeen, Survey, TypeSeen
 
 _NOW = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)"
