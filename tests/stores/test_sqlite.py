@@ -15,7 +15,7 @@ import pytest
 
 from atm.errors import StartError
 from atm.store import TaskFilter
-from atm.stores import sqlite
+from atm.stores import sqlite, sqlite_file
 from atm.stores.sqlite import SqliteStore, system_clock
 from atm.task import MAX_RECOVERIES, Status, TaskType
 from contracts.bench import OpenBench, family_life, new_task, outcome
@@ -494,7 +494,7 @@ async def test_a_file_too_large_to_check_whole_opens_unchecked(
 ) -> None:
     async with serve() as bench:
         task_id = await bench.create()
-    monkeypatch.setattr(sqlite, "CHECKED_SIZE", 100)
+    monkeypatch.setattr(sqlite_file, "CHECKED_SIZE", 100)
     async with serve() as bench:
         assert await bench.status(task_id) is Status.PENDING
 

@@ -14,7 +14,7 @@ import trio
 from atm.errors import StartError, StoreDamaged, StoreUnavailable, leaf_of
 from atm.serial import Call
 from atm.store import Claimed, Note, TaskFilter
-from atm.stores import sqlite
+from atm.stores import sqlite, sqlite_file
 from atm.stores.sqlite import SqliteStore
 from atm.task import Status, TaskType
 from contracts.bench import Bench, OpenBench, failure_of, new_task
@@ -306,7 +306,7 @@ async def test_damage_met_at_run_time_ends_the_store(
     lost, fine = await _damaged_store(serve, path)
     with pytest.raises(StartError, match="is damaged"):
         SqliteStore(path, inline=True).open()
-    monkeypatch.setattr(sqlite, "CHECKED_SIZE", 0)
+    monkeypatch.setattr(sqlite_file, "CHECKED_SIZE", 0)
     store = SqliteStore(path)
     ends: list[BaseException] = []
     with trio.move_on_after(20):

@@ -8,14 +8,10 @@ for the interpreter's lock, so many small ones are hundreds of times slower.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
-import shutil
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
 from itertools import repeat
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,7 +20,7 @@ import msgspec
 import trio
 from msgspec.structs import replace
 
-from atm.errors import IdempotencyConflict, StartError, StoreDamaged, StoreUnavailable
+from atm.errors import IdempotencyConflict, StoreDamaged, StoreUnavailable
 from atm.serial import Call, SerialThread, fail_all, share
 from atm.store import (
     CancelledChildren,
@@ -52,23 +48,11 @@ from atm.store import (
 )
 from atm.stores import decide
 from atm.stores.decide import Change, End, Log, Parent, Row
+from atm.stores.sqlite_driver import Connection, connect, explained, fetch, transaction, translate
+from atm.stores.sqlite_file import opened
 from atm.task import QUEUES, REOPENABLE, Status, Task, TaskType
 
-APPLICATION_ID = 0x61746D31  # "atm1", so that another program's file is not taken for ours
-SCHEMA_VERSION = 2
-MIGRATIONS = {
-    2: (
-        "ALTER TABLE task ADD COLUMN parent_id TEXT; ALTER TABLE task ADD COLUMN expires_at INTEGER;"
-        "ALTER TABLE task ADD COLUMN children INTEGER NOT NULL DEFAULT 0;"
-    )
-}
-"""By version, what leads to it from the one before."""
-
-MIN_SQLITE = (3, 38, 0)  # the ->> operator
-CHECKED_SIZE = 64 * 1024 * 1024  # a file up to this size is checked whole at start: well under a second
 LOG_ID_BLOCK = 1_000_000
-TOO_LITTLE = 256 * 1024  # bytes of free disk with which SQLite's own words for what goes wrong mislead
-CACHE_KIB = 16 * 1024
 RARE = 10_000
 READ_SLICE = 128  # tasks whose payloads, 1 MiB each, still fit into one JSON value (SQLite: 1 GB)
 
@@ -173,36 +157,16 @@ class SqliteStore:
 
     def open(self) -> None:
         """Lock and open the file, making it if there is none. Raises StartError, in one line."""
-        if sqlite3.sqlite_version_info < MIN_SQLITE:
-            wanted = ".".join(map(str, MIN_SQLITE))
-            raise StartError(f"SQLite {sqlite3.sqlite_version} is too old: {wanted} or newer is needed")
-        with contextlib.ExitStack() as undo:
-            try:
-                if not self.path.exists():
-                    _make_file(self.path)
-                # SQLite's own locks are of another kind; both live until this descriptor is closed, last of all.
-                self._lock = os.open(self.path, os.O_RDWR)
-                undo.callback(os.close, self._lock)
-                _lock_file(self._lock, self.path)
-                _check_size(self._lock, self.path)
-                self._db = self._connect()
-                undo.callback(lambda: self._db.close())
-                _check_file(self._db, self.path)
-                self._load()
-                self._read_db = self._connect()
-                undo.callback(self._read_db.close)
-                self._slow_db = self._connect()
-            except (OSError, sqlite3.Error) as error:
-                full = shutil.disk_usage(self.path.absolute().parent).free < TOO_LITTLE
-                reason = "the disk is full" if full else _reason(error)
-                raise StartError(f"cannot open {self.path}: {reason}") from None
-            undo.pop_all()
+        with contextlib.ExitStack() as stack, explained(self.path):
+            self._db = stack.enter_context(opened(self.path))
+            self._load()
+            self._read_db = stack.enter_context(contextlib.closing(connect(self.path)))
+            self._slow_db = stack.enter_context(contextlib.closing(connect(self.path)))
+            self._closing = stack.pop_all()
 
     def close(self) -> None:
         """Close the file and give up the lock. The threads must have ended."""
-        for connection in (self._slow_db, self._read_db, self._db):
-            connection.close()
-        os.close(self._lock)
+        self._closing.close()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. Raises StartError before it has started, StoreDamaged when it must stop."""
@@ -218,23 +182,9 @@ class SqliteStore:
         finally:
             self.close()
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path.absolute(), isolation_level=None, check_same_thread=False, cached_statements=512
-        )
-        try:
-            connection.executescript(
-                "PRAGMA busy_timeout = 2000; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;"
-                f"PRAGMA cache_size = {-CACHE_KIB}; PRAGMA journal_size_limit = 67108864;"
-            )
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
-
     def _load(self) -> None:
         """What the writer keeps in memory, and the end of every lease that was alive: its node is gone."""
-        with _transaction(self._db):
+        with transaction(self._db):
             self._db.execute("UPDATE worker_registry SET state = 'LOST' WHERE state = 'ALIVE'")
             for name, settings in self._db.execute("SELECT task_type, settings FROM task_config"):
                 self._types[name] = msgspec.json.decode(settings, type=TaskType)
@@ -327,7 +277,7 @@ class SqliteStore:
     # reads
 
     async def ping(self) -> None:
-        await self._reader.call(_fetch, ("SELECT 1 FROM counter", ()))
+        await self._reader.call(fetch, ("SELECT 1 FROM counter", ()))
 
     async def is_early(self, due_ms: int) -> bool:
         await trio.lowlevel.checkpoint()
@@ -335,12 +285,12 @@ class SqliteStore:
 
     async def get(self, task_id: str) -> Task | None:
         sql = f"SELECT {TASK_COLUMNS} FROM task WHERE task_id = ?"  # noqa: S608 - constants
-        rows = await self._reader.call(_fetch, (sql, (task_id,)))
+        rows = await self._reader.call(fetch, (sql, (task_id,)))
         return _task(rows[0]) if rows else None
 
     async def ended(self, task_ids: Sequence[str]) -> set[str]:
         sql = "SELECT task_id FROM task WHERE task_id IN (SELECT value FROM json_each(?)) AND sweep_at IS NOT NULL"
-        rows = await self._reader.call(_fetch, (sql, (_to_json(list(task_ids)),)))
+        rows = await self._reader.call(fetch, (sql, (_to_json(list(task_ids)),)))
         return set(task_ids) - {task_id for (task_id,) in rows}
 
     async def logs(self, task_id: str) -> list[LogRow] | None:
@@ -348,7 +298,7 @@ class SqliteStore:
             "SELECT log_id, log_type, from_status, to_status, message, worker_id, attempt, created_at "
             "FROM task_logs WHERE seq = (SELECT seq FROM task WHERE task_id = ?) ORDER BY log_id"
         )
-        rows = await self._reader.call(_fetch, (sql, (task_id,)))
+        rows = await self._reader.call(fetch, (sql, (task_id,)))
         # A task is created with its first log row, so no rows means no task.
         return [msgspec.convert(row, LogRow, strict=False) for row in rows] or None
 
@@ -380,7 +330,7 @@ class SqliteStore:
             f"SELECT {TASK_COLUMNS} FROM task {index} WHERE {' AND '.join(conditions) or 'true'} "  # noqa: S608
             "ORDER BY task_id DESC LIMIT ?"
         )
-        rows = await self._slow_reader.call(_fetch, (sql, (*conditions.values(), limit)))
+        rows = await self._slow_reader.call(fetch, (sql, (*conditions.values(), limit)))
         return [_task(row) for row in rows]
 
     async def _is_rare(self, status: Status) -> bool:
@@ -389,7 +339,7 @@ class SqliteStore:
             "SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_live "
             "WHERE status = ? AND sweep_at IS NOT NULL LIMIT ?)"
         )
-        rows = await self._slow_reader.call(_fetch, (sql, (status, RARE + 1)))
+        rows = await self._slow_reader.call(fetch, (sql, (status, RARE + 1)))
         return bool(rows[0][0] <= RARE)
 
     async def task_types(self) -> Mapping[str, TaskType]:
@@ -397,7 +347,7 @@ class SqliteStore:
         return dict(self._types)
 
     async def running(self, task_type: str) -> int:
-        rows = await self._slow_reader.call(_fetch, (_COUNT_RUNNING, (task_type,)))
+        rows = await self._slow_reader.call(fetch, (_COUNT_RUNNING, (task_type,)))
         return cast("int", rows[0][0])
 
     async def waiting(self, after: Position | None, limit: int) -> tuple[list[Waiting], Position | None]:
@@ -407,7 +357,7 @@ class SqliteStore:
             "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND (sweep_at, seq) > (?, ?) "
             "ORDER BY sweep_at, seq LIMIT ?"
         )
-        rows = await self._slow_reader.call(_fetch, (sql, (at.priority, at.sweep_ms, at.after, limit)))
+        rows = await self._slow_reader.call(fetch, (sql, (at.priority, at.sweep_ms, at.after, limit)))
         now = self._now()
         page = [decide.waiting(row[0], row[1], row[2], row[3], now) for row in rows]
         if len(rows) == limit:
@@ -427,12 +377,12 @@ class SqliteStore:
     def _read_slowly(self, calls: list[Call]) -> None:
         self._answer(self._slow_db, calls)
 
-    def _answer(self, connection: sqlite3.Connection, calls: list[Call]) -> None:
+    def _answer(self, connection: Connection, calls: list[Call]) -> None:
         for call in calls:
             try:
                 call.succeed(call.verb(connection, call.argument))
             except Exception as error:  # noqa: BLE001 - a caller's odd argument must not end the others
-                failure = _translate(error)
+                failure = translate(error)
                 call.fail(failure)
                 if isinstance(failure, StoreDamaged):
                     raise failure from None
@@ -445,7 +395,7 @@ class SqliteStore:
         began = time.perf_counter()
         types, alive = self._types, self._alive
         try:
-            with _transaction(self._db):
+            with transaction(self._db):
                 now = self._now()
                 for (verb, argument), same in _by_verb(calls):
                     verb(argument, same, now)
@@ -455,7 +405,7 @@ class SqliteStore:
             self._types, self._alive = types, alive
             self._find_limited()
             self._log_id = self._log_ids_end  # a block taken in this transaction was not
-            failure = _translate(error)
+            failure = translate(error)
             if isinstance(failure, StoreDamaged):
                 fail_all(calls, failure)
                 raise failure from None
@@ -654,7 +604,7 @@ class SqliteStore:
         sql = f"SELECT {TASK_COLUMNS} FROM task WHERE task_id = ?"  # noqa: S608 - constants
         for call in calls:
             verdicts: list[bool] = call.result.unwrap()
-            after = [_fetch(self._db, (sql, (task_id,))) for task_id in call.rows]
+            after = [fetch(self._db, (sql, (task_id,))) for task_id in call.rows]
             call.succeed([Reopened(_task(r[0]) if r else None, ok) for r, ok in zip(after, verdicts, strict=True)])
 
     def _recover(self, limit: int, calls: list[Call], now: int) -> None:
@@ -816,7 +766,7 @@ class SqliteStore:
             "SELECT task_id, attempt, started_at, cancel_requested_at IS NOT NULL FROM task INDEXED BY task_live "
             "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND worker_id = ? AND worker_epoch = ?"
         )
-        rows = _fetch(self._db, (sql, (lease.worker_id, lease.epoch)))
+        rows = fetch(self._db, (sql, (lease.worker_id, lease.epoch)))
         share(calls, [Held(row[0], row[1], (now - row[2]) / 1000, bool(row[3])) for row in rows])
 
     def _change_task_type(self, argument: tuple[str, str], calls: list[Call], now: int) -> None:
@@ -941,112 +891,5 @@ def _by_verb(calls: list[Call]) -> Iterable[tuple[tuple[Callable[..., None], Any
     return groups.items()
 
 
-def _fetch(connection: sqlite3.Connection, query: tuple[str, tuple[object, ...]]) -> list[Any]:
-    return connection.execute(*query).fetchall()
-
-
 def _task(row: Sequence[Any]) -> Task:
     return msgspec.convert(row, Task)
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Any:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # A full disk makes SQLite roll back by itself.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _make_file(path: Path) -> None:
-    """Make a new store beside its place and put it there whole, so that no crash leaves half of one."""
-    if not path.absolute().parent.is_dir():
-        raise StartError(f"cannot make {path}: no folder {path.absolute().parent}")
-    wal = path.with_name(f"{path.name}-wal")
-    if wal.exists() and wal.stat().st_size > 0:
-        raise StartError(f"{wal} is left without {path.name}: restore {path.name}, or remove both")
-    draft = path.with_name(f"{path.name}.new-{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    connection = sqlite3.connect(draft.absolute(), isolation_level=None)
-    try:
-        schema = resources.files("atm.stores").joinpath("sqlite.sql").read_text(encoding="utf-8")
-        connection.executescript(
-            f"PRAGMA journal_mode = WAL; PRAGMA application_id = {APPLICATION_ID};"
-            f"PRAGMA user_version = {SCHEMA_VERSION}; BEGIN; {schema} COMMIT;"
-        )
-        connection.close()
-        with contextlib.suppress(FileExistsError):  # another node was first; its file it is
-            os.link(draft, path)
-    finally:
-        connection.close()
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{draft}{suffix}").unlink(missing_ok=True)
-
-
-def _lock_file(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StartError(f"{path} is in use by another node; a file serves one node at a time") from None
-
-
-def _check_size(descriptor: int, path: Path) -> None:
-    # Before SQLite looks: it would remove the WAL of an empty file, and with it what was acknowledged last.
-    if os.fstat(descriptor).st_size == 0:
-        raise StartError(f"{path} is empty, not a database: restore it, or remove it and {path.name}-wal")
-
-
-def _check_file(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that is damaged, another program's or a newer version's."""
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application != APPLICATION_ID:
-        raise StartError(f"{path} is a database of another program")
-    if not 1 <= version <= SCHEMA_VERSION:
-        raise StartError(f"{path} has schema version {version}; this program knows {SCHEMA_VERSION}")
-    if path.stat().st_size <= CHECKED_SIZE:
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            reason = " ".join(verdict.split())
-            raise StartError(f"{path} is damaged ({reason}): restore it from a backup")
-    connection.execute("PRAGMA journal_mode = WAL")
-    for number in range(version + 1, SCHEMA_VERSION + 1):
-        changes = f"{MIGRATIONS[number]} PRAGMA user_version = {number};"
-        connection.executescript(f"BEGIN IMMEDIATE; {changes} COMMIT;")
-
-
-def _translate(error: Exception) -> Exception:
-    """What a caller makes of an error of SQLite's; bugs stay what they are."""
-    if not isinstance(error, sqlite3.Error):
-        return error
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreDamaged(f"the store is damaged: {error}")
-    if code in _OUTAGES:
-        return StoreUnavailable(f"the store cannot write: {_reason(error)}")
-    return error
-
-
-_OUTAGES = frozenset(
-    {
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_NOMEM,
-    }
-)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return f"{error}; the file is damaged: restore it from a backup"
-    return str(error)
