@@ -1,9 +1,4 @@
-"""The embedded store: one SQLite file, one writer thread, durable at every commit (WAL, synchronous=FULL).
-
-The exclusive lock on the file is the lease of the one node that may use it. Batches are written with one
-statement each, and read as one JSON row: beside a busy event loop every step of a statement may cost a wait
-for the interpreter's lock, so many small ones are hundreds of times slower.
-"""
+"""The embedded store: one SQLite file, one writer thread, durable at every commit (WAL, synchronous=FULL)."""
 
 from __future__ import annotations
 
@@ -47,61 +42,17 @@ from atm.store import (
     Waiting,
 )
 from atm.stores import decide
+from atm.stores import sqlite_texts as texts
 from atm.stores.decide import Change, End, Log, Parent, Row
 from atm.stores.sqlite_driver import Connection, connect, explained, fetch, transaction, translate
 from atm.stores.sqlite_file import opened
-from atm.task import QUEUES, REOPENABLE, Status, Task, TaskType
+from atm.stores.sqlite_texts import as_task, to_json
+from atm.task import QUEUES, TERMINAL, Status, Task, TaskType
 
 LOG_ID_BLOCK = 1_000_000
 RARE = 10_000
 READ_SLICE = 128  # tasks whose payloads, 1 MiB each, still fit into one JSON value (SQLite: 1 GB)
 
-TASK_COLUMNS = (
-    "task_id, task_type, status, priority, payload, timeout, max_retry, attempt, retry_count, recoveries, "
-    "releases, worker_id, created_at, due_at, scheduled_at, started_at, completed_at, cancel_requested_at, "
-    "result, error, progress, parent_id, expires_at, children"
-)
-ROW_COLUMNS = (
-    "seq, task_id, task_type, priority, status, attempt, retry_count, recoveries, releases, cancel_requested_at, "
-    "worker_id, max_retry, due_at, children, expires_at"
-)
-INSERT_TASK = (
-    "INSERT INTO task (seq, task_id, task_type, status, priority, payload, timeout, max_retry, created_at, "
-    "due_at, scheduled_at, sweep_at, idempotency_key) VALUES "
-)
-INSERT_LOG = (
-    "INSERT INTO task_logs (seq, log_type, from_status, to_status, message, worker_id, attempt, log_id, "
-    "created_at) VALUES "
-)
-SELECT_ROWS = (
-    f"SELECT json_group_array(json_array({ROW_COLUMNS})) "  # noqa: S608 - constants
-    "FROM json_each(?) JOIN task ON task_id = value"
-)
-UPDATE_TASKS = """
-WITH change AS MATERIALIZED (
-  SELECT value->>0 AS seq, value->>1 AS status, value->>2 AS due_at, value->>3 AS sweep_at,
-    value->>4 AS completed_at, value->>5 AS retry_count, value->>6 AS recoveries, value->>7 AS releases,
-    value->>8 AS cancel_requested_at, value->>9 AS worker_id, value->>10 AS keep_body,
-    value->>11 AS result, value->>12 AS error, value->>13 AS progress, value->>14 AS opened
-  FROM json_each(?))
-UPDATE task SET status = change.status, due_at = coalesce(change.due_at, task.due_at),
-  sweep_at = change.sweep_at, completed_at = change.completed_at, retry_count = change.retry_count,
-  recoveries = change.recoveries, releases = change.releases,
-  cancel_requested_at = change.cancel_requested_at, worker_id = change.worker_id,
-  started_at = CASE WHEN change.status = 'PENDING' THEN NULL ELSE task.started_at END,
-  result = CASE WHEN change.keep_body THEN task.result ELSE change.result END,
-  error = CASE WHEN change.keep_body THEN task.error ELSE change.error END,
-  progress = CASE WHEN change.opened THEN NULL ELSE coalesce(change.progress, task.progress) END,
-  expires_at = CASE WHEN change.opened THEN NULL ELSE task.expires_at END
-FROM change WHERE task.seq = change.seq
-"""
-UPDATE_ENDED = """
-UPDATE task SET status = ended.value->>1, sweep_at = NULL, completed_at = ?, result = ended.value->>2,
-  error = ended.value->>3, progress = coalesce(ended.value->>4, progress)
-FROM json_each(?) AS ended WHERE seq = ended.value->>0
-"""
-
-_encode = msgspec.json.Encoder().encode
 _read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode
 _read_rows = msgspec.json.Decoder(list[Row]).decode
 _read_parents = msgspec.json.Decoder(list[Parent]).decode
@@ -151,7 +102,6 @@ class SqliteStore:
         self._alive: set[Lease] = set()
         self._logs: list[Log] = []
         self._log_id = self._log_ids_end = self._seq = 0
-        self._statements: dict[tuple[str, int], str] = {}
 
     # life
 
@@ -185,18 +135,16 @@ class SqliteStore:
     def _load(self) -> None:
         """What the writer keeps in memory, and the end of every lease that was alive: its node is gone."""
         with transaction(self._db):
-            self._db.execute("UPDATE worker_registry SET state = 'LOST' WHERE state = 'ALIVE'")
-            for name, settings in self._db.execute("SELECT task_type, settings FROM task_config"):
+            self._db.execute(texts.LOSE_ALL)
+            for name, settings in self._db.execute(texts.SELECT_SETTINGS):
                 self._types[name] = msgspec.json.decode(settings, type=TaskType)
             self._reserve_log_ids()
-            self._seq = self._db.execute("SELECT coalesce(max(seq), 0) FROM task").fetchone()[0]
+            self._seq = self._db.execute(texts.LAST_SEQ).fetchone()[0]
         self._find_limited()
 
     def _reserve_log_ids(self) -> None:
         """Take the next block of log ids, so that they grow across restarts without a look at the logs."""
-        row = self._db.execute(
-            "UPDATE counter SET value = value + ? WHERE name = 'log_id' RETURNING value", (LOG_ID_BLOCK,)
-        ).fetchone()
+        row = self._db.execute(texts.RESERVE_LOG_IDS, (LOG_ID_BLOCK,)).fetchone()
         self._log_id, self._log_ids_end = row[0] - LOG_ID_BLOCK, row[0]
 
     def _find_limited(self) -> None:
@@ -271,75 +219,39 @@ class SqliteStore:
 
     async def change_task_type(self, task_type: str, changes: Mapping[str, Any]) -> TaskType:
         # The changes as JSON: calls with equal arguments are carried out as one, so arguments need a hash.
-        argument = (task_type, _to_json(changes))
+        argument = (task_type, to_json(changes))
         return cast("TaskType", await self._writer.call(self._change_task_type, argument))
 
     # reads
 
     async def ping(self) -> None:
-        await self._reader.call(fetch, ("SELECT 1 FROM counter", ()))
+        await self._reader.call(fetch, (texts.PING, ()))
 
     async def is_early(self, due_ms: int) -> bool:
         await trio.lowlevel.checkpoint()
         return due_ms > self._now()
 
     async def get(self, task_id: str) -> Task | None:
-        sql = f"SELECT {TASK_COLUMNS} FROM task WHERE task_id = ?"  # noqa: S608 - constants
-        rows = await self._reader.call(fetch, (sql, (task_id,)))
-        return _task(rows[0]) if rows else None
+        rows = await self._reader.call(fetch, (texts.SELECT_TASK, (task_id,)))
+        return as_task(rows[0]) if rows else None
 
     async def ended(self, task_ids: Sequence[str]) -> set[str]:
-        sql = "SELECT task_id FROM task WHERE task_id IN (SELECT value FROM json_each(?)) AND sweep_at IS NOT NULL"
-        rows = await self._reader.call(fetch, (sql, (_to_json(list(task_ids)),)))
+        rows = await self._reader.call(fetch, (texts.SELECT_ALIVE, (to_json(list(task_ids)),)))
         return set(task_ids) - {task_id for (task_id,) in rows}
 
     async def logs(self, task_id: str) -> list[LogRow] | None:
-        sql = (
-            "SELECT log_id, log_type, from_status, to_status, message, worker_id, attempt, created_at "
-            "FROM task_logs WHERE seq = (SELECT seq FROM task WHERE task_id = ?) ORDER BY log_id"
-        )
-        rows = await self._reader.call(fetch, (sql, (task_id,)))
+        rows = await self._reader.call(fetch, (texts.SELECT_LOG, (task_id,)))
         # A task is created with its first log row, so no rows means no task.
         return [msgspec.convert(row, LogRow, strict=False) for row in rows] or None
 
     async def find(self, where: TaskFilter, before: str | None, limit: int) -> list[Task]:
-        conditions: dict[str, object] = {}
-        # Some conditions are always true: they name the partial index that finds a rare status.
-        if where.status is not None:
-            conditions["status = ?"] = where.status
-            if where.status in REOPENABLE:
-                conditions["status IN ('FAILED', 'TIMEOUT', 'CANCELLED') AND ?"] = 1
-            elif where.status is not Status.SUCCESS and await self._is_rare(where.status):
-                conditions["sweep_at IS NOT NULL AND ?"] = 1
-        if where.task_type is not None:
-            conditions["task_type = ?"] = where.task_type
-        if where.worker_id is not None:
-            conditions["worker_id = ?"] = where.worker_id
-        if where.created_after is not None:
-            conditions["created_at >= ?"] = where.created_after
-        if where.created_before is not None:
-            conditions["created_at < ?"] = where.created_before
-        index = ""
-        if where.parent_id is not None:
-            index = "INDEXED BY task_idempotency"
-            first, last = decide.child_keys(where.parent_id)
-            conditions |= {"idempotency_key > ?": first, "idempotency_key < ?": last}
-        if before is not None:
-            conditions["task_id < ?"] = before
-        sql = (
-            f"SELECT {TASK_COLUMNS} FROM task {index} WHERE {' AND '.join(conditions) or 'true'} "  # noqa: S608
-            "ORDER BY task_id DESC LIMIT ?"
-        )
-        rows = await self._slow_reader.call(fetch, (sql, (*conditions.values(), limit)))
-        return [_task(row) for row in rows]
+        rare = where.status is not None and where.status not in TERMINAL and await self._is_rare(where.status)
+        sql, values = texts.find(where, before, limit, rare=rare)
+        return [as_task(row) for row in await self._slow_reader.call(fetch, (sql, values))]
 
     async def _is_rare(self, status: Status) -> bool:
         """Whether so few tasks are in this live state that sorting them beats a walk through the newest tasks."""
-        sql = (
-            "SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_live "
-            "WHERE status = ? AND sweep_at IS NOT NULL LIMIT ?)"
-        )
-        rows = await self._slow_reader.call(fetch, (sql, (status, RARE + 1)))
+        rows = await self._slow_reader.call(fetch, (texts.COUNT_SOME, (status, RARE + 1)))
         return bool(rows[0][0] <= RARE)
 
     async def task_types(self) -> Mapping[str, TaskType]:
@@ -347,17 +259,14 @@ class SqliteStore:
         return dict(self._types)
 
     async def running(self, task_type: str) -> int:
-        rows = await self._slow_reader.call(fetch, (_COUNT_RUNNING, (task_type,)))
+        rows = await self._slow_reader.call(fetch, (texts.COUNT_RUNNING, (task_type,)))
         return cast("int", rows[0][0])
 
     async def waiting(self, after: Position | None, limit: int) -> tuple[list[Waiting], Position | None]:
         at = after or Position(max(QUEUES), 0, 0)
-        sql = (
-            "SELECT task_id, task_type, priority, due_at, sweep_at, seq FROM task INDEXED BY task_live "
-            "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND (sweep_at, seq) > (?, ?) "
-            "ORDER BY sweep_at, seq LIMIT ?"
+        rows = await self._slow_reader.call(
+            fetch, (texts.SELECT_WAITING, (at.priority, at.sweep_ms, at.after, limit))
         )
-        rows = await self._slow_reader.call(fetch, (sql, (at.priority, at.sweep_ms, at.after, limit)))
         now = self._now()
         page = [decide.waiting(row[0], row[1], row[2], row[3], now) for row in rows]
         if len(rows) == limit:
@@ -426,31 +335,23 @@ class SqliteStore:
         for log_id, row in enumerate(self._logs, self._log_id):
             values += row
             values += (log_id, now)
-        self._insert(INSERT_LOG, 9, values)
+        for statement, some in texts.insert_logs(values):
+            self._db.execute(statement, some)
         self._log_id += len(self._logs)
 
-    def _insert(self, sql: str, width: int, values: list[Any]) -> None:
-        """Insert rows of ``width`` values, in statements of 2^n rows, so that each is prepared only once."""
-        count, at = len(values) // width, 0
-        while count:
-            rows = min(512, 1 << (count.bit_length() - 1))
-            statement = self._statements.get((sql, rows))
-            if statement is None:
-                marks = "(" + ",".join("?" * width) + ")"
-                statement = self._statements[sql, rows] = sql + ",".join([marks] * rows)
-            self._db.execute(statement, values[at : at + rows * width])
-            count -= rows
-            at += rows * width
+    def _insert(self, values: list[Any]) -> None:
+        for statement, some in texts.insert_tasks(values):
+            self._db.execute(statement, some)
 
     def _rows(self, task_ids: Iterable[str]) -> dict[str, Row]:
-        text = self._db.execute(SELECT_ROWS, (_to_json(list(task_ids)),)).fetchone()[0]
+        text = self._db.execute(texts.SELECT_ROWS, (to_json(list(task_ids)),)).fetchone()[0]
         return self._with_families(_read_rows(text))
 
     def _with_families(self, rows: Iterable[Row]) -> dict[str, Row]:
         found = {row.task_id: row for row in rows}
         parents = [row.task_id for row in found.values() if row.children]
         if parents:
-            for (parent_id,) in self._db.execute(_SELECT_BUSY, (_to_json(parents),)):
+            for (parent_id,) in self._db.execute(texts.SELECT_BUSY, (to_json(parents),)):
                 found[parent_id].busy = True
         return found
 
@@ -463,9 +364,9 @@ class SqliteStore:
             else:
                 others.append(change)
         if ends:
-            self._db.execute(UPDATE_ENDED, (now, _to_json(ends)))
+            self._db.execute(texts.UPDATE_ENDED, (now, to_json(ends)))
         if others:
-            self._db.execute(UPDATE_TASKS, (_to_json(others),))
+            self._db.execute(texts.UPDATE_CHANGED, (to_json(others),))
 
     def _create(self, _: None, calls: list[Call], now: int) -> None:
         keys = [task.idempotency_key for call in calls for task in call.rows if task.idempotency_key]
@@ -480,15 +381,10 @@ class SqliteStore:
             call.succeed(
                 [replay or self._add(task, now, values) for task, replay in zip(call.rows, replays, strict=False)]
             )
-        self._insert(INSERT_TASK, 13, values)
+        self._insert(values)
 
     def _owners(self, keys: list[str]) -> decide.Owners:
-        marks = ",".join("?" * len(keys))
-        rows = self._db.execute(
-            "SELECT idempotency_key, task_id, task_type, payload FROM task "  # noqa: S608 - marks
-            f"WHERE idempotency_key IN ({marks})",
-            keys,
-        )
+        rows = self._db.execute(texts.owners(len(keys)), keys)
         return {key: (task_id, task_type, payload) for key, task_id, task_type, payload in rows}
 
     def _add(self, task: NewTask, now: int, values: list[Any]) -> Created:
@@ -514,7 +410,7 @@ class SqliteStore:
         found: dict[str, tuple[int, Task]] = {}
         for at in range(0, len(wanted), READ_SLICE):
             text = self._db.execute(
-                _SELECT_CLAIMABLE, (lease.worker_id, now, _to_json(wanted[at : at + READ_SLICE]))
+                texts.SELECT_CLAIMABLE, (lease.worker_id, now, to_json(wanted[at : at + READ_SLICE]))
             ).fetchone()[0]
             for item in _read_claimable(text):
                 found[item[1].task_id] = item
@@ -548,7 +444,7 @@ class SqliteStore:
             call.succeed([judge(task_id) for task_id in call.rows])
         if taken:
             overrun = now + decide.OVERRUN
-            self._db.execute(_UPDATE_CLAIMED, (lease.worker_id, lease.epoch, now, overrun, _to_json(taken)))
+            self._db.execute(texts.UPDATE_CLAIMED, (lease.worker_id, lease.epoch, now, overrun, to_json(taken)))
         self._apply(expired, now)
 
     def _poll(self, argument: tuple[Lease, tuple[str, ...], int], calls: list[Call], now: int) -> None:
@@ -556,7 +452,7 @@ class SqliteStore:
         room = self._room(task_types)
         # What cannot run now must not stand in the way of what can.
         able = [name for name in task_types if room.get(name, 1) > 0]
-        due = (self._db.execute(_SELECT_POLLED, (p, _to_json(able), now, limit)).fetchall() for p in QUEUES)
+        due = (self._db.execute(texts.SELECT_POLLED, (p, to_json(able), now, limit)).fetchall() for p in QUEUES)
         rows = [row for page in due for row in page]
         call = Call(self._claim, lease, [task_id for (task_id,) in rows[:limit]], 0)
         self._claim(lease, [call], now)
@@ -567,7 +463,7 @@ class SqliteStore:
     def _room(self, task_types: Iterable[str]) -> dict[str, float]:
         """How many more tasks of those types that are limited may run."""
         limited = self._limited.intersection(task_types)
-        counts = {name: self._db.execute(_COUNT_RUNNING, (name,)).fetchone()[0] for name in limited}
+        counts = {name: self._db.execute(texts.COUNT_RUNNING, (name,)).fetchone()[0] for name in limited}
         room = {name: decide.room(self._types[name], count) for name, count in counts.items()}
         return {name: left for name, left in room.items() if left is not None}
 
@@ -587,10 +483,7 @@ class SqliteStore:
 
         self._judge(calls, judge, now)
         if marked:
-            self._db.execute(
-                "UPDATE task SET cancel_requested_at = ? WHERE task_id IN (SELECT value FROM json_each(?))",
-                (now, _to_json(marked)),
-            )
+            self._db.execute(texts.UPDATE_MARKED, (now, to_json(marked)))
 
     def _reopen(self, _: None, calls: list[Call], now: int) -> None:
         rows = self._rows(task_id for call in calls for task_id in call.rows)
@@ -601,14 +494,15 @@ class SqliteStore:
             return change is not None, change
 
         self._judge(calls, judge, now)
-        sql = f"SELECT {TASK_COLUMNS} FROM task WHERE task_id = ?"  # noqa: S608 - constants
         for call in calls:
             verdicts: list[bool] = call.result.unwrap()
-            after = [fetch(self._db, (sql, (task_id,))) for task_id in call.rows]
-            call.succeed([Reopened(_task(r[0]) if r else None, ok) for r, ok in zip(after, verdicts, strict=True)])
+            after = [fetch(self._db, (texts.SELECT_TASK, (task_id,))) for task_id in call.rows]
+            call.succeed(
+                [Reopened(as_task(r[0]) if r else None, ok) for r, ok in zip(after, verdicts, strict=True)]
+            )
 
     def _recover(self, limit: int, calls: list[Call], now: int) -> None:
-        text = self._db.execute(_SELECT_LOST, (limit,)).fetchone()[0]
+        text = self._db.execute(texts.SELECT_LOST, (limit,)).fetchone()[0]
         lost = self._with_families(_read_rows(text)).values()
         decisions = [decide.recover(row, now, 0, self._log) for row in lost]
         self._apply([change for _, change in decisions], now)
@@ -618,10 +512,12 @@ class SqliteStore:
 
     def _spawn(self, _: None, calls: list[Call], now: int) -> None:
         children: list[NewChild] = [child for call in calls for child in call.rows]
-        known = _to_json(list({child.parent_id for child in children}))
-        parents = {p.task_id: p for p in _read_parents(self._db.execute(_SELECT_PARENTS, (known,)).fetchone()[0])}
-        keys = _to_json([decide.child_key(child.parent_id, child.ordinal) for child in children])
-        found = _read_children(self._db.execute(_SELECT_CHILDREN, (keys,)).fetchone()[0])
+        known = to_json(list({child.parent_id for child in children}))
+        parents = {
+            p.task_id: p for p in _read_parents(self._db.execute(texts.SELECT_PARENTS, (known,)).fetchone()[0])
+        }
+        keys = to_json([decide.child_key(child.parent_id, child.ordinal) for child in children])
+        found = _read_children(self._db.execute(texts.SELECT_CHILDREN, (keys,)).fetchone()[0])
         former = {key: (row, payload) for key, payload, row in found}
         self._with_families(row for row, _ in former.values())
         values: list[Any] = []
@@ -652,17 +548,17 @@ class SqliteStore:
 
         for call in calls:
             call.succeed([judge(child) for child in call.rows])
-        self._insert(INSERT_TASK, 13, values)
+        self._insert(values)
         self._apply(changes, now)
         if adopted:
-            self._db.execute(_UPDATE_ADOPTED, (_to_json(list(adopted.values())),))
-            self._db.execute(_UPDATE_PARENTS, (known,))
+            self._db.execute(texts.UPDATE_ADOPTED, (to_json(list(adopted.values())),))
+            self._db.execute(texts.UPDATE_PARENTS, (known,))
 
     def _would_wait_for_itself(self, parent: Parent, task_type: str) -> bool:
         settings = self._types.get(task_type)
         if settings is None or settings.max_concurrent is None:
             return False
-        return self._db.execute(_SELECT_ANCESTOR, (parent.task_id, task_type)).fetchone() is not None
+        return self._db.execute(texts.SELECT_ANCESTOR, (parent.task_id, task_type)).fetchone() is not None
 
     def _cancel_children(self, argument: tuple[tuple[str, ...], int], calls: list[Call], now: int) -> None:
         parents, limit = argument
@@ -672,7 +568,7 @@ class SqliteStore:
             found = []
             for parent_id in parents:
                 keys = decide.child_keys(parent_id)
-                found += self._db.execute(_SELECT_FAMILY, (*keys, limit)).fetchall()
+                found += self._db.execute(texts.SELECT_FAMILY, (*keys, limit)).fetchall()
             met += len(found)
             alive += [task_id for task_id, _, is_asked in found if not is_asked]
             parents = tuple(task_id for task_id, has_children, _ in found if has_children)
@@ -682,11 +578,11 @@ class SqliteStore:
         asked = [name for name, (verdict, _) in decisions.items() if verdict.changed]
         ended = [name for name in asked if decisions[name][0].status is not Status.TIMEOUT]
         if ended:
-            self._db.execute(_UPDATE_ORPHANED, (now, _to_json(ended)))
+            self._db.execute(texts.UPDATE_ORPHANED, (now, to_json(ended)))
         share(calls, CancelledChildren(met, {name: decisions[name][0] for name in asked}))
 
     def _settle(self, limit: int, calls: list[Call], now: int) -> None:
-        text = self._db.execute(_SELECT_WITHOUT_WORKER, (limit,)).fetchone()[0]
+        text = self._db.execute(texts.SELECT_WITHOUT_WORKER, (limit,)).fetchone()[0]
         rows = self._with_families(_read_rows(text)).values()
         decisions = [decide.settle(row, now, self._log) for row in rows]
         self._apply([change for _, change in decisions if change is not None], now)
@@ -696,10 +592,10 @@ class SqliteStore:
         priorities, limit = argument
         found: list[Waiting] = []
         for priority in priorities:
-            rows = self._db.execute(_SELECT_OVERDUE, (priority, now, limit)).fetchall()
+            rows = self._db.execute(texts.SELECT_OVERDUE, (priority, now, limit)).fetchall()
             if rows:
-                ids = _to_json([row[0] for row in rows])
-                self._db.execute(_UPDATE_SWEPT, (now, now, decide.SWEEP_FIRST, decide.SWEEP_MAX, ids))
+                ids = to_json([row[0] for row in rows])
+                self._db.execute(texts.UPDATE_SWEPT, (now, now, decide.SWEEP_FIRST, decide.SWEEP_MAX, ids))
                 found += [decide.waiting(row[0], row[1], row[2], row[3], now) for row in rows]
         share(calls, found)
 
@@ -719,64 +615,38 @@ class SqliteStore:
                     progress[note.task_id] = note.progress_json
             call.succeed(None)
         if progress:
-            self._db.execute(_UPDATE_PROGRESS, (_to_json(list(progress.items())),))
+            self._db.execute(texts.UPDATE_NOTED, (to_json(list(progress.items())),))
 
     def _purge(self, argument: tuple[float, int], calls: list[Call], now: int) -> None:
         older_than, limit = argument
-        ids = self._db.execute(
-            "SELECT json_group_array(seq) FROM (SELECT seq FROM task WHERE completed_at IS NOT NULL "
-            "AND completed_at < ? ORDER BY completed_at LIMIT ?)",
-            (now - round(older_than * 1000), limit),
-        ).fetchone()[0]
-        for table in ("task_logs", "task"):
-            removed = self._db.execute(
-                f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))",  # noqa: S608
-                (ids,),
-            ).rowcount
+        ids = self._db.execute(texts.SELECT_ENDED, (now - round(older_than * 1000), limit)).fetchone()[0]
+        for delete in texts.DELETES:
+            removed = self._db.execute(delete, (ids,)).rowcount
         share(calls, removed)
 
     def _register(self, argument: tuple[str, int, tuple[str, ...]], calls: list[Call], now: int) -> None:
         worker_id, capacity, task_types = argument
-        self._db.execute(
-            "DELETE FROM worker_registry WHERE state != 'ALIVE' AND NOT EXISTS ("
-            "SELECT 1 FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL "
-            "AND task.worker_id = worker_registry.worker_id)"
-        )
-        self._db.execute("UPDATE worker_registry SET state = 'LOST' WHERE worker_id = ?", (worker_id,))
-        epoch = self._db.execute(
-            "UPDATE counter SET value = value + 1 WHERE name = 'epoch' RETURNING value"
-        ).fetchone()[0]
-        self._db.execute(
-            "INSERT INTO worker_registry VALUES (?, ?, 'ALIVE', ?, ?, ?)",
-            (worker_id, epoch, capacity, _to_json(task_types), now),
-        )
+        self._db.execute(texts.FORGET)
+        self._db.execute(texts.SUPERSEDE, (worker_id,))
+        epoch = self._db.execute(texts.NEXT_EPOCH).fetchone()[0]
+        self._db.execute(texts.INSERT_LEASE, (worker_id, epoch, capacity, to_json(task_types), now))
         self._alive = {lease for lease in self._alive if lease.worker_id != worker_id} | {Lease(worker_id, epoch)}
         share(calls, Lease(worker_id, epoch))
 
     def _retire(self, lease: Lease, calls: list[Call], now: int) -> None:
-        self._db.execute(
-            "UPDATE worker_registry SET state = 'GONE' WHERE worker_id = ? AND epoch = ?",
-            (lease.worker_id, lease.epoch),
-        )
+        self._db.execute(texts.RETIRE, (lease.worker_id, lease.epoch))
         self._alive = self._alive - {lease}
         share(calls, None)
 
     def _held(self, lease: Lease, calls: list[Call], now: int) -> None:
-        sql = (
-            "SELECT task_id, attempt, started_at, cancel_requested_at IS NOT NULL FROM task INDEXED BY task_live "
-            "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND worker_id = ? AND worker_epoch = ?"
-        )
-        rows = fetch(self._db, (sql, (lease.worker_id, lease.epoch)))
+        rows = fetch(self._db, (texts.SELECT_HELD, (lease.worker_id, lease.epoch)))
         share(calls, [Held(row[0], row[1], (now - row[2]) / 1000, bool(row[3])) for row in rows])
 
     def _change_task_type(self, argument: tuple[str, str], calls: list[Call], now: int) -> None:
         task_type, changes = argument
         before = self._types.get(task_type) or TaskType(task_type=task_type)
         settings = decide.changed_type(before, msgspec.json.decode(changes))
-        self._db.execute(
-            "INSERT INTO task_config VALUES (?, ?) ON CONFLICT DO UPDATE SET settings = excluded.settings",
-            (settings.task_type, _to_json(settings)),
-        )
+        self._db.execute(texts.INSERT_TYPE, (settings.task_type, to_json(settings)))
         # Seen by the verbs behind it in this group; a new dict, so that a failed commit can take it back.
         self._types = {**self._types, settings.task_type: settings}
         self._find_limited()
@@ -800,87 +670,6 @@ _GONE = Refused(Refusal.GONE)
 _BLOCKED = Refused(Refusal.BLOCKED)
 _EXPIRED = Refused(Refusal.EXPIRED)
 _DEFAULTS = TaskType(task_type="")
-_COUNT_RUNNING = (
-    "SELECT count(*) FROM task INDEXED BY task_live "
-    "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND task_type = ?"
-)
-_SELECT_CLAIMABLE = """
-SELECT json_group_array(json_array(seq, json_array(task_id, task_type, 'PROCESSING', priority, payload, timeout,
-  max_retry, attempt + 1, retry_count, recoveries, releases, ?, created_at, due_at, scheduled_at, ?, NULL,
-  cancel_requested_at, NULL, NULL, NULL, parent_id, expires_at, children)))
-FROM json_each(?) JOIN task ON task_id = value WHERE status = 'PENDING'
-"""
-_UPDATE_CLAIMED = """
-UPDATE task SET status = 'PROCESSING', attempt = attempt + 1, worker_id = ?, worker_epoch = ?, started_at = ?,
-  sweep_at = ? + CAST(timeout * 1000 AS INTEGER), progress = NULL
-WHERE seq IN (SELECT value FROM json_each(?))
-"""
-_SELECT_LOST = f"""
-SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
-  SELECT * FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL
-  AND worker_id IS NOT NULL
-  AND (worker_id, worker_epoch) NOT IN (SELECT worker_id, epoch FROM worker_registry WHERE state = 'ALIVE')
-  LIMIT ?)
-"""  # noqa: S608 - constants
-_SELECT_WITHOUT_WORKER = f"""
-SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
-  SELECT * FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL
-  AND worker_id IS NULL LIMIT ?)
-"""  # noqa: S608 - constants
-_SELECT_BUSY = """
-SELECT value FROM json_each(?) WHERE EXISTS (
-  SELECT 1 FROM task INDEXED BY task_idempotency WHERE idempotency_key > char(31) || value || '/'
-  AND idempotency_key < char(31) || value || '0' AND sweep_at IS NOT NULL)
-"""
-_SELECT_FAMILY = (
-    "SELECT task_id, children, cancel_requested_at IS NOT NULL FROM task INDEXED BY task_idempotency "
-    "WHERE idempotency_key > ? AND idempotency_key < ? AND sweep_at IS NOT NULL "
-    "ORDER BY cancel_requested_at IS NOT NULL LIMIT ?"
-)
-_SELECT_PARENTS = (
-    "SELECT json_group_array(json_array(seq, task_id, task_type, status, attempt, worker_id, cancel_requested_at, "
-    "started_at, timeout, expires_at)) FROM json_each(?) JOIN task ON task_id = value"
-)
-_SELECT_CHILDREN = (
-    f"SELECT json_group_array(json_array(idempotency_key, payload, json_array({ROW_COLUMNS}))) "  # noqa: S608
-    "FROM json_each(?) JOIN task ON idempotency_key = value"
-)
-_SELECT_ANCESTOR = """
-WITH RECURSIVE line AS (
-  SELECT task_type, parent_id FROM task WHERE task_id = ?
-  UNION ALL SELECT task.task_type, task.parent_id FROM line JOIN task ON task.task_id = line.parent_id)
-SELECT 1 FROM line WHERE task_type = ? LIMIT 1
-"""
-_UPDATE_ADOPTED = (
-    "UPDATE task SET parent_id = child.value->>1, expires_at = child.value->>2 FROM json_each(?) AS child "
-    "WHERE task_id = child.value->>0"
-)
-_UPDATE_PARENTS = "UPDATE task SET children = 1 WHERE task_id IN (SELECT value FROM json_each(?))"
-_UPDATE_ORPHANED = (
-    "UPDATE task SET cancel_requested_at = coalesce(cancel_requested_at, ?), expires_at = 0 "
-    "WHERE task_id IN (SELECT value FROM json_each(?))"
-)
-_SELECT_OVERDUE = (
-    "SELECT task_id, task_type, priority, due_at FROM task INDEXED BY task_live "
-    "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND sweep_at <= ? "
-    "ORDER BY sweep_at, seq LIMIT ?"
-)
-_SELECT_POLLED = (
-    "SELECT task_id FROM task INDEXED BY task_live WHERE status = 'PENDING' AND priority = ? "
-    "AND sweep_at IS NOT NULL AND task_type IN (SELECT value FROM json_each(?)) AND due_at <= ? "
-    "ORDER BY sweep_at, seq LIMIT ?"
-)
-_UPDATE_SWEPT = (
-    "UPDATE task SET sweep_at = ? + min(max(? - due_at, ?), ?) WHERE task_id IN (SELECT value FROM json_each(?))"
-)
-_UPDATE_PROGRESS = (
-    "UPDATE task SET progress = note.value->>1 FROM json_each(?) AS note WHERE task_id = note.value->>0"
-)
-
-
-def _to_json(value: object) -> str:
-    # As text: SQLite 3.45.0 refuses JSON that comes as bytes.
-    return _encode(value).decode()
 
 
 def _by_verb(calls: list[Call]) -> Iterable[tuple[tuple[Callable[..., None], Any], list[Call]]]:
@@ -889,7 +678,3 @@ def _by_verb(calls: list[Call]) -> Iterable[tuple[tuple[Callable[..., None], Any
     for call in calls:
         groups.setdefault((call.verb, call.argument), []).append(call)
     return groups.items()
-
-
-def _task(row: Sequence[Any]) -> Task:
-    return msgspec.convert(row, Task)
