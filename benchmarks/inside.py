@@ -72,7 +72,7 @@ class Meter:
 
     def watch_writer(self, store: Store) -> None:
         """Profile the store's writer thread; where the store has no such part, there is nothing to see."""
-        writer = getattr(store, "_writer", None)
+        writer = getattr(store, "_writing", None)
         if self._thread != "writer" or writer is None or self._profile is None:
             return
         execute, profile = writer._execute, self._profile

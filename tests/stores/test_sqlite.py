@@ -15,7 +15,7 @@ import pytest
 
 from atm.errors import StartError
 from atm.store import TaskFilter
-from atm.stores import sqlite
+from atm.stores import sqlite_claims, sqlite_file, sqlite_writer
 from atm.stores.sqlite import SqliteStore, system_clock
 from atm.task import MAX_RECOVERIES, Status, TaskType
 from contracts.bench import OpenBench, family_life, new_task, outcome
@@ -92,7 +92,7 @@ async def test_the_registry_keeps_no_more_leases_than_are_of_use(serve: OpenBenc
             await bench.store.retire(await bench.lease(f"passer-by-{number}"))
         assert isinstance(bench.store, SqliteStore)
         await bench.lease("last")
-        rows = bench.store._db.execute("SELECT DISTINCT worker_id FROM worker_registry").fetchall()
+        rows = bench.store._writer.db.execute("SELECT DISTINCT worker_id FROM worker_registry").fetchall()
         assert sorted(name for (name,) in rows) == ["last", "worker-1"]
         assert [item.task_id for item in await bench.store.recover(10)] == [running.task_id]
 
@@ -112,7 +112,7 @@ async def test_log_ids_grow_across_starts(serve: OpenBench) -> None:
 
 
 async def test_log_ids_grow_from_block_to_block(serve: OpenBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "LOG_ID_BLOCK", 3)
+    monkeypatch.setattr(sqlite_writer, "LOG_ID_BLOCK", 3)
     async with serve() as bench:
         task = await bench.running()
         for _ in range(10):
@@ -140,7 +140,7 @@ async def test_a_task_made_after_the_newest_was_removed_has_a_log_of_its_own(ser
 async def test_every_commit_is_made_to_last(serve: OpenBench, path: Path) -> None:
     async with serve() as bench:
         assert isinstance(bench.store, SqliteStore)
-        writer = bench.store._db
+        writer = bench.store._writer.db
         assert writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert writer.execute("PRAGMA synchronous").fetchone() == (2,), "FULL"
     assert sorted(os.listdir(path.parent)) == ["atm.db"]
@@ -471,7 +471,7 @@ def test_of_two_that_make_the_file_at_once_the_first_makes_it(path: Path, monkey
     monkeypatch.setattr(os, "link", link_too_late)
     store = SqliteStore(path, inline=True)
     store.open()
-    assert list(store._types) == ["theirs"]
+    assert list(store._writer.types) == ["theirs"]
     store.close()
     assert sorted(os.listdir(path.parent)) == ["atm.db", "other.db"]
 
@@ -494,13 +494,13 @@ async def test_a_file_too_large_to_check_whole_opens_unchecked(
 ) -> None:
     async with serve() as bench:
         task_id = await bench.create()
-    monkeypatch.setattr(sqlite, "CHECKED_SIZE", 100)
+    monkeypatch.setattr(sqlite_file, "CHECKED_SIZE", 100)
     async with serve() as bench:
         assert await bench.status(task_id) is Status.PENDING
 
 
 async def test_large_payloads_are_claimed_in_slices(serve: OpenBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "READ_SLICE", 3)
+    monkeypatch.setattr(sqlite_claims, "READ_SLICE", 3)
     async with serve() as bench:
         task_ids = await bench.create_many(10)
         assert await bench.claims([*task_ids, task_ids[0]]) == ["claimed"] * 10 + ["gone"]

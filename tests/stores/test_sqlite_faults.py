@@ -14,8 +14,9 @@ import trio
 from atm.errors import StartError, StoreDamaged, StoreUnavailable, leaf_of
 from atm.serial import Call
 from atm.store import Claimed, Note, TaskFilter
-from atm.stores import sqlite
+from atm.stores import sqlite_file, sqlite_leases, sqlite_writer
 from atm.stores.sqlite import SqliteStore
+from atm.stores.sqlite_writer import Writer
 from atm.task import Status, TaskType
 from contracts.bench import Bench, OpenBench, failure_of, new_task
 
@@ -24,7 +25,7 @@ LARGE = '{"text":"' + "x" * 100_000 + '"}'
 
 def _writer(bench: Bench) -> sqlite3.Connection:
     assert isinstance(bench.store, SqliteStore)
-    return bench.store._db
+    return bench.store._writer.db
 
 
 @contextmanager
@@ -103,7 +104,7 @@ async def test_settings_that_could_not_be_stored_are_not_shown(serve: OpenBench)
 async def test_log_ids_grow_even_if_the_transaction_that_took_a_block_failed(
     serve: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "LOG_ID_BLOCK", 3)
+    monkeypatch.setattr(sqlite_writer, "LOG_ID_BLOCK", 3)
     async with serve() as bench:
         task = await bench.running()
         note = Note(task.task_id, task.attempt, "worker-1", "m")
@@ -133,11 +134,11 @@ async def test_a_foreign_lock_is_an_outage(serve: OpenBench, path: Path) -> None
 # a bad call in a group
 
 
-def _settings(store: SqliteStore, name: str) -> Callable[..., None]:
+def _settings(name: str) -> Callable[..., None]:
     """A verb that puts a row into task_config."""
 
-    def verb(_: object, calls: list[Call], now: int) -> None:
-        store._db.execute("INSERT INTO task_config VALUES (?, '{}')", (name,))
+    def verb(_: object, calls: list[Call], writer: Writer, now: int) -> None:
+        writer.db.execute("INSERT INTO task_config VALUES (?, '{}')", (name,))
         for call in calls:
             call.succeed(name)
 
@@ -148,7 +149,7 @@ def _failing(*errors: Exception) -> Callable[..., None]:
     """A verb that raises these in turn."""
     left = list(errors)
 
-    def verb(_: object, calls: list[Call], now: int) -> None:
+    def verb(_: object, calls: list[Call], writer: Writer, now: int) -> None:
         raise left.pop(0)
 
     return verb
@@ -166,8 +167,8 @@ def _damage() -> sqlite3.DatabaseError:
     return error
 
 
-def _rows(store: SqliteStore) -> set[str]:
-    return {name for (name,) in store._db.execute("SELECT task_type FROM task_config")}
+def _rows(writer: Writer) -> set[str]:
+    return {name for (name,) in writer.db.execute("SELECT task_type FROM task_config")}
 
 
 def _call(verb: Callable[..., Any]) -> Call:
@@ -175,55 +176,55 @@ def _call(verb: Callable[..., Any]) -> Call:
 
 
 @pytest.fixture
-def opened(path: Path) -> Iterator[SqliteStore]:
+def opened(path: Path) -> Iterator[Writer]:
     store = SqliteStore(path, inline=True)
     store.open()
-    yield store
+    yield store._writer
     store.close()
 
 
-def test_only_the_culprit_of_a_group_fails(opened: SqliteStore) -> None:
+def test_only_the_culprit_of_a_group_fails(opened: Writer) -> None:
     bad = ValueError("bad")
-    calls = [_call(_settings(opened, "a")), _call(_failing(bad, bad)), _call(_settings(opened, "b"))]
-    opened._commit(calls)
+    calls = [_call(_settings("a")), _call(_failing(bad, bad)), _call(_settings("b"))]
+    opened.commit(calls)
     assert [calls[0].result.unwrap(), calls[2].result.unwrap()] == ["a", "b"]
     with pytest.raises(ValueError, match="bad"):
         calls[1].result.unwrap()
     assert _rows(opened) == {"a", "b"}
 
 
-def test_an_outage_fails_the_whole_group(opened: SqliteStore) -> None:
-    calls = [_call(_settings(opened, "a")), _call(_failing(_away()))]
-    opened._commit(calls)
+def test_an_outage_fails_the_whole_group(opened: Writer) -> None:
+    calls = [_call(_settings("a")), _call(_failing(_away()))]
+    opened.commit(calls)
     for call in calls:
         with pytest.raises(StoreUnavailable):
             call.result.unwrap()
     assert _rows(opened) == set()
 
 
-def test_an_error_that_is_no_outage_stays_what_it_is(opened: SqliteStore) -> None:
-    call = _call(lambda *_: opened._db.execute("SELECT * FROM nowhere"))
-    opened._commit([call])
+def test_an_error_that_is_no_outage_stays_what_it_is(opened: Writer) -> None:
+    call = _call(lambda argument, calls, writer, now: writer.db.execute("SELECT * FROM nowhere"))
+    opened.commit([call])
     with pytest.raises(sqlite3.OperationalError, match="no such table"):
         call.result.unwrap()
 
 
-def test_damage_fails_the_whole_group_and_ends_the_store(opened: SqliteStore) -> None:
-    calls = [_call(_settings(opened, "a")), _call(_failing(_damage()))]
+def test_damage_fails_the_whole_group_and_ends_the_store(opened: Writer) -> None:
+    calls = [_call(_settings("a")), _call(_failing(_damage()))]
     with pytest.raises(StoreDamaged):
-        opened._commit(calls)
+        opened.commit(calls)
     for call in calls:
         with pytest.raises(StoreDamaged):
             call.result.unwrap()
     assert _rows(opened) == set()
 
 
-def test_damage_during_a_split_acknowledges_nothing_that_was_undone(opened: SqliteStore) -> None:
-    good = _settings(opened, "a")
+def test_damage_during_a_split_acknowledges_nothing_that_was_undone(opened: Writer) -> None:
+    good = _settings("a")
     first, later = _call(good), _call(good)  # judged together, so both had succeeded in the first try
     bad = _call(_failing(ValueError("bad"), _damage()))
     with pytest.raises(StoreDamaged):
-        opened._commit([first, bad, later])
+        opened.commit([first, bad, later])
     assert first.result.unwrap() == "a"
     with pytest.raises(StoreDamaged):
         bad.result.unwrap()
@@ -239,13 +240,13 @@ async def test_what_a_store_keeps_in_mind_is_undone_with_its_transaction(serve: 
         assert await bench.configure("a", max_concurrent=1) == before
         lease, retiring = await bench.lease("worker-1"), await bench.lease("worker-2")
         undone = [
-            Call(store._change_task_type, ("a", '{"enabled":false}'), (), 0),
-            Call(store._change_task_type, ("echo", '{"enabled":false}'), (), 0),
-            Call(store._register, ("worker-1", 1, ()), (), 0),
-            Call(store._retire, retiring, (), 0),
+            Call(sqlite_leases.change_task_type, ("a", '{"enabled":false}'), (), 0),
+            Call(sqlite_leases.change_task_type, ("echo", '{"enabled":false}'), (), 0),
+            Call(sqlite_leases.register, ("worker-1", 1, ()), (), 0),
+            Call(sqlite_leases.retire, retiring, (), 0),
             _call(_failing(_away())),
         ]
-        store._commit(undone)
+        store._writer.commit(undone)
         assert await store.task_types() == {"a": before}
         assert await bench.claims(await bench.create_many(2, task_type="a")) == ["claimed", "blocked"]
         for alive in (lease, retiring):
@@ -306,7 +307,7 @@ async def test_damage_met_at_run_time_ends_the_store(
     lost, fine = await _damaged_store(serve, path)
     with pytest.raises(StartError, match="is damaged"):
         SqliteStore(path, inline=True).open()
-    monkeypatch.setattr(sqlite, "CHECKED_SIZE", 0)
+    monkeypatch.setattr(sqlite_file, "CHECKED_SIZE", 0)
     store = SqliteStore(path)
     ends: list[BaseException] = []
     with trio.move_on_after(20):

@@ -36,13 +36,14 @@ async def _plans_of(bench: Bench, verb: Callable[[Bench], Awaitable[object]]) ->
     """The plans of all statements of a verb."""
     store = bench.store
     assert isinstance(store, SqliteStore)
+    writer = store._writer
     plans: list[str] = []
-    connections = (store._db, store._read_db, store._slow_db)
-    store._db, store._read_db, store._slow_db = (Recorder(c, plans) for c in connections)  # type: ignore[assignment]
+    connections = (writer.db, store._read_db, store._slow_db)
+    writer.db, store._read_db, store._slow_db = (Recorder(c, plans) for c in connections)  # type: ignore[assignment]
     try:
         await verb(bench)
     finally:
-        store._db, store._read_db, store._slow_db = connections
+        writer.db, store._read_db, store._slow_db = connections
     return plans
 
 

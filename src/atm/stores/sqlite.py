@@ -1,31 +1,34 @@
 """The embedded store: one SQLite file, one writer thread, durable at every commit (WAL, synchronous=FULL).
 
-The exclusive lock on the file is the lease of the one node that may use it. Batches are written with one
-statement each, and read as one JSON row: beside a busy event loop every step of a statement may cost a wait
-for the interpreter's lock, so many small ones are hundreds of times slower.
+This file is the contract's side: each verb is a call for a thread. Reads are queries for two threads that read,
+one for those that may take long; all else is carried out by the writer:
+
+sqlite_writer.py   a group of calls, one transaction
+sqlite_create.py   ├─ create, spawn
+sqlite_claims.py   ├─ claim, poll
+sqlite_ends.py     ├─ finish, note, cancel, reopen
+sqlite_chores.py   ├─ settle, recover, sweep, purge
+sqlite_leases.py   └─ leases, settings
+sqlite_texts.py    the statements
+sqlite_file.py     the file before it is used: its lock, checks, schema
+sqlite_driver.py   connections, transactions, errors
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
-import shutil
-import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
-from itertools import repeat
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 import trio
-from msgspec.structs import replace
 
-from atm.errors import IdempotencyConflict, StartError, StoreDamaged, StoreUnavailable
-from atm.serial import Call, SerialThread, fail_all, share
+from atm.errors import StoreDamaged
+from atm.serial import Call, SerialThread
 from atm.store import (
     CancelledChildren,
     CancelVerdict,
@@ -41,88 +44,27 @@ from atm.store import (
     Outcome,
     Position,
     Recovered,
-    Refusal,
     Refused,
     Reopened,
     Settled,
     Spawned,
-    SpawnState,
     TaskFilter,
     Waiting,
 )
 from atm.stores import decide
-from atm.stores.decide import Change, End, Log, Parent, Row
-from atm.task import QUEUES, REOPENABLE, Status, Task, TaskType
+from atm.stores import sqlite_chores as chores
+from atm.stores import sqlite_claims as claims
+from atm.stores import sqlite_create as creation
+from atm.stores import sqlite_ends as ends
+from atm.stores import sqlite_leases as leases
+from atm.stores import sqlite_texts as texts
+from atm.stores.sqlite_driver import Connection, connect, explained, fetch, translate
+from atm.stores.sqlite_file import opened
+from atm.stores.sqlite_texts import as_task, to_json
+from atm.stores.sqlite_writer import Writer
+from atm.task import QUEUES, TERMINAL, Status, Task, TaskType
 
-APPLICATION_ID = 0x61746D31  # "atm1", so that another program's file is not taken for ours
-SCHEMA_VERSION = 2
-MIGRATIONS = {
-    2: (
-        "ALTER TABLE task ADD COLUMN parent_id TEXT; ALTER TABLE task ADD COLUMN expires_at INTEGER;"
-        "ALTER TABLE task ADD COLUMN children INTEGER NOT NULL DEFAULT 0;"
-    )
-}
-"""By version, what leads to it from the one before."""
-
-MIN_SQLITE = (3, 38, 0)  # the ->> operator
-CHECKED_SIZE = 64 * 1024 * 1024  # a file up to this size is checked whole at start: well under a second
-LOG_ID_BLOCK = 1_000_000
-TOO_LITTLE = 256 * 1024  # bytes of free disk with which SQLite's own words for what goes wrong mislead
-CACHE_KIB = 16 * 1024
 RARE = 10_000
-READ_SLICE = 128  # tasks whose payloads, 1 MiB each, still fit into one JSON value (SQLite: 1 GB)
-
-TASK_COLUMNS = (
-    "task_id, task_type, status, priority, payload, timeout, max_retry, attempt, retry_count, recoveries, "
-    "releases, worker_id, created_at, due_at, scheduled_at, started_at, completed_at, cancel_requested_at, "
-    "result, error, progress, parent_id, expires_at, children"
-)
-ROW_COLUMNS = (
-    "seq, task_id, task_type, priority, status, attempt, retry_count, recoveries, releases, cancel_requested_at, "
-    "worker_id, max_retry, due_at, children, expires_at"
-)
-INSERT_TASK = (
-    "INSERT INTO task (seq, task_id, task_type, status, priority, payload, timeout, max_retry, created_at, "
-    "due_at, scheduled_at, sweep_at, idempotency_key) VALUES "
-)
-INSERT_LOG = (
-    "INSERT INTO task_logs (seq, log_type, from_status, to_status, message, worker_id, attempt, log_id, "
-    "created_at) VALUES "
-)
-SELECT_ROWS = (
-    f"SELECT json_group_array(json_array({ROW_COLUMNS})) "  # noqa: S608 - constants
-    "FROM json_each(?) JOIN task ON task_id = value"
-)
-UPDATE_TASKS = """
-WITH change AS MATERIALIZED (
-  SELECT value->>0 AS seq, value->>1 AS status, value->>2 AS due_at, value->>3 AS sweep_at,
-    value->>4 AS completed_at, value->>5 AS retry_count, value->>6 AS recoveries, value->>7 AS releases,
-    value->>8 AS cancel_requested_at, value->>9 AS worker_id, value->>10 AS keep_body,
-    value->>11 AS result, value->>12 AS error, value->>13 AS progress, value->>14 AS opened
-  FROM json_each(?))
-UPDATE task SET status = change.status, due_at = coalesce(change.due_at, task.due_at),
-  sweep_at = change.sweep_at, completed_at = change.completed_at, retry_count = change.retry_count,
-  recoveries = change.recoveries, releases = change.releases,
-  cancel_requested_at = change.cancel_requested_at, worker_id = change.worker_id,
-  started_at = CASE WHEN change.status = 'PENDING' THEN NULL ELSE task.started_at END,
-  result = CASE WHEN change.keep_body THEN task.result ELSE change.result END,
-  error = CASE WHEN change.keep_body THEN task.error ELSE change.error END,
-  progress = CASE WHEN change.opened THEN NULL ELSE coalesce(change.progress, task.progress) END,
-  expires_at = CASE WHEN change.opened THEN NULL ELSE task.expires_at END
-FROM change WHERE task.seq = change.seq
-"""
-UPDATE_ENDED = """
-UPDATE task SET status = ended.value->>1, sweep_at = NULL, completed_at = ?, result = ended.value->>2,
-  error = ended.value->>3, progress = coalesce(ended.value->>4, progress)
-FROM json_each(?) AS ended WHERE seq = ended.value->>0
-"""
-
-_encode = msgspec.json.Encoder().encode
-_read_claimable = msgspec.json.Decoder(list[tuple[int, Task]]).decode
-_read_rows = msgspec.json.Decoder(list[Row]).decode
-_read_parents = msgspec.json.Decoder(list[Parent]).decode
-_read_children = msgspec.json.Decoder(list[tuple[str, str, Row]]).decode
-T = TypeVar("T")
 
 
 def system_clock() -> Callable[[], int]:
@@ -158,51 +100,24 @@ class SqliteStore:
         self.path = Path(path)
         self._now = now or system_clock()
         self._inline = inline
-        self._on_commit = on_commit or (lambda seconds: None)
-        self._writer = SerialThread(self._commit, inline=inline)
-        self._reader = SerialThread(self._read, inline=inline)
-        self._slow_reader = SerialThread(self._read_slowly, inline=inline)
-        self._types: dict[str, TaskType] = {}
-        self._limited: frozenset[str] = frozenset()
-        self._alive: set[Lease] = set()
-        self._logs: list[Log] = []
-        self._log_id = self._log_ids_end = self._seq = 0
-        self._statements: dict[tuple[str, int], str] = {}
+        self._writer = Writer(self._now, on_commit or (lambda seconds: None))
+        self._writing = SerialThread(self._writer.commit, inline=inline)
+        self._reading = SerialThread(lambda calls: _answer(self._read_db, calls), inline=inline)
+        self._reading_slowly = SerialThread(lambda calls: _answer(self._slow_db, calls), inline=inline)
 
     # life
 
     def open(self) -> None:
         """Lock and open the file, making it if there is none. Raises StartError, in one line."""
-        if sqlite3.sqlite_version_info < MIN_SQLITE:
-            wanted = ".".join(map(str, MIN_SQLITE))
-            raise StartError(f"SQLite {sqlite3.sqlite_version} is too old: {wanted} or newer is needed")
-        with contextlib.ExitStack() as undo:
-            try:
-                if not self.path.exists():
-                    _make_file(self.path)
-                # SQLite's own locks are of another kind; both live until this descriptor is closed, last of all.
-                self._lock = os.open(self.path, os.O_RDWR)
-                undo.callback(os.close, self._lock)
-                _lock_file(self._lock, self.path)
-                _check_size(self._lock, self.path)
-                self._db = self._connect()
-                undo.callback(lambda: self._db.close())
-                _check_file(self._db, self.path)
-                self._load()
-                self._read_db = self._connect()
-                undo.callback(self._read_db.close)
-                self._slow_db = self._connect()
-            except (OSError, sqlite3.Error) as error:
-                full = shutil.disk_usage(self.path.absolute().parent).free < TOO_LITTLE
-                reason = "the disk is full" if full else _reason(error)
-                raise StartError(f"cannot open {self.path}: {reason}") from None
-            undo.pop_all()
+        with contextlib.ExitStack() as stack, explained(self.path):
+            self._writer.open(stack.enter_context(opened(self.path)))
+            self._read_db = stack.enter_context(contextlib.closing(connect(self.path)))
+            self._slow_db = stack.enter_context(contextlib.closing(connect(self.path)))
+            self._closing = stack.pop_all()
 
     def close(self) -> None:
         """Close the file and give up the lock. The threads must have ended."""
-        for connection in (self._slow_db, self._read_db, self._db):
-            connection.close()
-        os.close(self._lock)
+        self._closing.close()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. Raises StartError before it has started, StoreDamaged when it must stop."""
@@ -212,104 +127,70 @@ class SqliteStore:
             await trio.to_thread.run_sync(self.open)
         try:
             async with trio.open_nursery() as nursery:
-                for thread in (self._reader, self._slow_reader, self._writer):
+                for thread in (self._reading, self._reading_slowly, self._writing):
                     await nursery.start(thread.serve)
                 task_status.started()
         finally:
             self.close()
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path.absolute(), isolation_level=None, check_same_thread=False, cached_statements=512
-        )
-        try:
-            connection.executescript(
-                "PRAGMA busy_timeout = 2000; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY;"
-                f"PRAGMA cache_size = {-CACHE_KIB}; PRAGMA journal_size_limit = 67108864;"
-            )
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
-
-    def _load(self) -> None:
-        """What the writer keeps in memory, and the end of every lease that was alive: its node is gone."""
-        with _transaction(self._db):
-            self._db.execute("UPDATE worker_registry SET state = 'LOST' WHERE state = 'ALIVE'")
-            for name, settings in self._db.execute("SELECT task_type, settings FROM task_config"):
-                self._types[name] = msgspec.json.decode(settings, type=TaskType)
-            self._reserve_log_ids()
-            self._seq = self._db.execute("SELECT coalesce(max(seq), 0) FROM task").fetchone()[0]
-        self._find_limited()
-
-    def _reserve_log_ids(self) -> None:
-        """Take the next block of log ids, so that they grow across restarts without a look at the logs."""
-        row = self._db.execute(
-            "UPDATE counter SET value = value + ? WHERE name = 'log_id' RETURNING value", (LOG_ID_BLOCK,)
-        ).fetchone()
-        self._log_id, self._log_ids_end = row[0] - LOG_ID_BLOCK, row[0]
-
-    def _find_limited(self) -> None:
-        self._limited = frozenset(
-            name for name, t in self._types.items() if t.max_concurrent is not None or not t.enabled
-        )
-
     # transitions
 
     async def create(self, tasks: Sequence[NewTask]) -> list[Created]:
         size = sum(len(task.payload_json) for task in tasks)
-        return cast("list[Created]", await self._writer.call(self._create, None, tasks, size))
+        return cast("list[Created]", await self._writing.call(creation.create, None, tasks, size))
 
     async def spawn(self, children: Sequence[NewChild]) -> list[Spawned]:
         size = sum(len(child.task.payload_json) for child in children)
-        return cast("list[Spawned]", await self._writer.call(self._spawn, None, children, size))
+        return cast("list[Spawned]", await self._writing.call(creation.spawn, None, children, size))
 
     async def claim(self, lease: Lease, task_ids: Sequence[str]) -> list[Claimed | Refused]:
-        return cast("list[Claimed | Refused]", await self._writer.call(self._claim, lease, task_ids))
+        return cast("list[Claimed | Refused]", await self._writing.call(claims.claim, lease, task_ids))
 
     async def finish(self, lease: Lease, outcomes: Sequence[Outcome]) -> list[Finished]:
         size = sum(len(o.result_json or "") + len(o.details or "") for o in outcomes)
-        return cast("list[Finished]", await self._writer.call(self._finish, None, outcomes, size))
+        return cast("list[Finished]", await self._writing.call(ends.finish, None, outcomes, size))
 
     async def cancel(self, task_ids: Sequence[str]) -> list[CancelVerdict]:
-        return cast("list[CancelVerdict]", await self._writer.call(self._cancel, None, task_ids))
+        return cast("list[CancelVerdict]", await self._writing.call(ends.cancel, None, task_ids))
 
     async def cancel_children(self, parents: Sequence[str], limit: int) -> CancelledChildren:
         argument = (tuple(parents), limit)
-        return cast("CancelledChildren", await self._writer.call(self._cancel_children, argument))
+        return cast("CancelledChildren", await self._writing.call(ends.cancel_children, argument))
 
     async def settle(self, limit: int) -> list[Settled]:
-        return cast("list[Settled]", await self._writer.call(self._settle, limit))
+        return cast("list[Settled]", await self._writing.call(chores.settle, limit))
 
     async def reopen(self, task_ids: Sequence[str]) -> list[Reopened]:
-        return cast("list[Reopened]", await self._writer.call(self._reopen, None, task_ids))
+        return cast("list[Reopened]", await self._writing.call(ends.reopen, None, task_ids))
 
     async def recover(self, limit: int) -> list[Recovered]:
-        return cast("list[Recovered]", await self._writer.call(self._recover, limit))
+        return cast("list[Recovered]", await self._writing.call(chores.recover, limit))
 
     async def sweep(self, priorities: Sequence[int], limit: int) -> list[Waiting]:
-        return cast("list[Waiting]", await self._writer.call(self._sweep, (tuple(priorities), limit)))
+        return cast("list[Waiting]", await self._writing.call(chores.sweep, (tuple(priorities), limit)))
 
     async def poll(self, lease: Lease, task_types: Sequence[str], limit: int) -> list[Claimed]:
         argument = (lease, tuple(task_types), limit)
-        return cast("list[Claimed]", await self._writer.call(self._poll, argument))
+        return cast("list[Claimed]", await self._writing.call(claims.poll, argument))
 
     async def note(self, notes: Sequence[Note]) -> None:
-        await self._writer.call(self._note, None, notes)
+        await self._writing.call(ends.note, None, notes)
 
     async def purge(self, older_than: float, limit: int) -> int:
-        return cast("int", await self._writer.call(self._purge, (older_than, limit)))
+        return cast("int", await self._writing.call(chores.purge, (older_than, limit)))
+
+    # leases and settings
 
     async def register(self, worker_id: str, capacity: int, task_types: Sequence[str]) -> Lease:
-        return cast("Lease", await self._writer.call(self._register, (worker_id, capacity, tuple(task_types))))
+        return cast("Lease", await self._writing.call(leases.register, (worker_id, capacity, tuple(task_types))))
 
     async def renew(self, lease: Lease) -> float:
         await trio.lowlevel.checkpoint()
         # The lock on the file is the lease; within the process a new registration ends the old one.
-        return math.inf if lease in self._alive else 0.0
+        return math.inf if lease in self._writer.alive else 0.0
 
     async def retire(self, lease: Lease) -> None:
-        await self._writer.call(self._retire, lease)
+        await self._writing.call(leases.retire, lease)
 
     async def expire(self) -> list[str]:
         await trio.lowlevel.checkpoint()
@@ -321,93 +202,52 @@ class SqliteStore:
 
     async def change_task_type(self, task_type: str, changes: Mapping[str, Any]) -> TaskType:
         # The changes as JSON: calls with equal arguments are carried out as one, so arguments need a hash.
-        argument = (task_type, _to_json(changes))
-        return cast("TaskType", await self._writer.call(self._change_task_type, argument))
+        argument = (task_type, to_json(changes))
+        return cast("TaskType", await self._writing.call(leases.change_task_type, argument))
 
     # reads
 
     async def ping(self) -> None:
-        await self._reader.call(_fetch, ("SELECT 1 FROM counter", ()))
+        await self._read(texts.PING)
 
     async def is_early(self, due_ms: int) -> bool:
         await trio.lowlevel.checkpoint()
         return due_ms > self._now()
 
     async def get(self, task_id: str) -> Task | None:
-        sql = f"SELECT {TASK_COLUMNS} FROM task WHERE task_id = ?"  # noqa: S608 - constants
-        rows = await self._reader.call(_fetch, (sql, (task_id,)))
-        return _task(rows[0]) if rows else None
+        rows = await self._read(texts.SELECT_TASK, task_id)
+        return as_task(rows[0]) if rows else None
 
     async def ended(self, task_ids: Sequence[str]) -> set[str]:
-        sql = "SELECT task_id FROM task WHERE task_id IN (SELECT value FROM json_each(?)) AND sweep_at IS NOT NULL"
-        rows = await self._reader.call(_fetch, (sql, (_to_json(list(task_ids)),)))
+        rows = await self._read(texts.SELECT_ALIVE, to_json(list(task_ids)))
         return set(task_ids) - {task_id for (task_id,) in rows}
 
     async def logs(self, task_id: str) -> list[LogRow] | None:
-        sql = (
-            "SELECT log_id, log_type, from_status, to_status, message, worker_id, attempt, created_at "
-            "FROM task_logs WHERE seq = (SELECT seq FROM task WHERE task_id = ?) ORDER BY log_id"
-        )
-        rows = await self._reader.call(_fetch, (sql, (task_id,)))
+        rows = await self._read(texts.SELECT_LOG, task_id)
         # A task is created with its first log row, so no rows means no task.
         return [msgspec.convert(row, LogRow, strict=False) for row in rows] or None
 
     async def find(self, where: TaskFilter, before: str | None, limit: int) -> list[Task]:
-        conditions: dict[str, object] = {}
-        # Some conditions are always true: they name the partial index that finds a rare status.
-        if where.status is not None:
-            conditions["status = ?"] = where.status
-            if where.status in REOPENABLE:
-                conditions["status IN ('FAILED', 'TIMEOUT', 'CANCELLED') AND ?"] = 1
-            elif where.status is not Status.SUCCESS and await self._is_rare(where.status):
-                conditions["sweep_at IS NOT NULL AND ?"] = 1
-        if where.task_type is not None:
-            conditions["task_type = ?"] = where.task_type
-        if where.worker_id is not None:
-            conditions["worker_id = ?"] = where.worker_id
-        if where.created_after is not None:
-            conditions["created_at >= ?"] = where.created_after
-        if where.created_before is not None:
-            conditions["created_at < ?"] = where.created_before
-        index = ""
-        if where.parent_id is not None:
-            index = "INDEXED BY task_idempotency"
-            first, last = decide.child_keys(where.parent_id)
-            conditions |= {"idempotency_key > ?": first, "idempotency_key < ?": last}
-        if before is not None:
-            conditions["task_id < ?"] = before
-        sql = (
-            f"SELECT {TASK_COLUMNS} FROM task {index} WHERE {' AND '.join(conditions) or 'true'} "  # noqa: S608
-            "ORDER BY task_id DESC LIMIT ?"
-        )
-        rows = await self._slow_reader.call(_fetch, (sql, (*conditions.values(), limit)))
-        return [_task(row) for row in rows]
+        rare = where.status is not None and where.status not in TERMINAL and await self._is_rare(where.status)
+        sql, values = texts.find(where, before, limit, rare=rare)
+        return [as_task(row) for row in await self._read_slowly(sql, *values)]
 
     async def _is_rare(self, status: Status) -> bool:
         """Whether so few tasks are in this live state that sorting them beats a walk through the newest tasks."""
-        sql = (
-            "SELECT count(*) FROM (SELECT 1 FROM task INDEXED BY task_live "
-            "WHERE status = ? AND sweep_at IS NOT NULL LIMIT ?)"
-        )
-        rows = await self._slow_reader.call(_fetch, (sql, (status, RARE + 1)))
+        rows = await self._read_slowly(texts.COUNT_SOME, status, RARE + 1)
         return bool(rows[0][0] <= RARE)
 
     async def task_types(self) -> Mapping[str, TaskType]:
         await trio.lowlevel.checkpoint()
-        return dict(self._types)
+        return dict(self._writer.types)
 
     async def running(self, task_type: str) -> int:
-        rows = await self._slow_reader.call(_fetch, (_COUNT_RUNNING, (task_type,)))
+        rows = await self._read_slowly(texts.COUNT_RUNNING, task_type)
         return cast("int", rows[0][0])
 
     async def waiting(self, after: Position | None, limit: int) -> tuple[list[Waiting], Position | None]:
         at = after or Position(max(QUEUES), 0, 0)
-        sql = (
-            "SELECT task_id, task_type, priority, due_at, sweep_at, seq FROM task INDEXED BY task_live "
-            "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND (sweep_at, seq) > (?, ?) "
-            "ORDER BY sweep_at, seq LIMIT ?"
-        )
-        rows = await self._slow_reader.call(_fetch, (sql, (at.priority, at.sweep_ms, at.after, limit)))
+        rows = await self._read_slowly(texts.SELECT_WAITING, at.priority, at.sweep_ms, at.after, limit)
         now = self._now()
         page = [decide.waiting(row[0], row[1], row[2], row[3], now) for row in rows]
         if len(rows) == limit:
@@ -417,636 +257,22 @@ class SqliteStore:
 
     async def held(self, lease: Lease) -> list[Held]:
         # By the writer, so that it sees what every claim before it has done.
-        return cast("list[Held]", await self._writer.call(self._held, lease))
+        return cast("list[Held]", await self._writing.call(leases.held, lease))
 
-    # the reader threads
+    def _read(self, sql: str, *values: object) -> Coroutine[Any, Any, list[Any]]:
+        return self._reading.call(fetch, (sql, values))
 
-    def _read(self, calls: list[Call]) -> None:
-        self._answer(self._read_db, calls)
-
-    def _read_slowly(self, calls: list[Call]) -> None:
-        self._answer(self._slow_db, calls)
-
-    def _answer(self, connection: sqlite3.Connection, calls: list[Call]) -> None:
-        for call in calls:
-            try:
-                call.succeed(call.verb(connection, call.argument))
-            except Exception as error:  # noqa: BLE001 - a caller's odd argument must not end the others
-                failure = _translate(error)
-                call.fail(failure)
-                if isinstance(failure, StoreDamaged):
-                    raise failure from None
-
-    # the writer thread
-
-    def _commit(self, calls: list[Call]) -> None:
-        """Carry out a group in one transaction; where it fails, each call in one of its own."""
-        self._logs.clear()
-        began = time.perf_counter()
-        types, alive = self._types, self._alive
-        try:
-            with _transaction(self._db):
-                now = self._now()
-                for (verb, argument), same in _by_verb(calls):
-                    verb(argument, same, now)
-                self._write_logs(now)
-            self._on_commit(time.perf_counter() - began)
-        except Exception as error:  # noqa: BLE001 - a bug in one call must not end the others
-            self._types, self._alive = types, alive
-            self._find_limited()
-            self._log_id = self._log_ids_end  # a block taken in this transaction was not
-            failure = _translate(error)
-            if isinstance(failure, StoreDamaged):
-                fail_all(calls, failure)
-                raise failure from None
-            if isinstance(failure, StoreUnavailable) or len(calls) == 1:
-                fail_all(calls, failure)
-                return
-            fail_all(calls, StoreUnavailable("the transaction was undone"))
-            for call in calls:
-                self._commit([call])
-
-    def _log(self, row: Log) -> None:
-        self._logs.append(row)
-
-    def _write_logs(self, now: int) -> None:
-        if self._log_id + len(self._logs) > self._log_ids_end:
-            self._reserve_log_ids()
-        values: list[Any] = []
-        for log_id, row in enumerate(self._logs, self._log_id):
-            values += row
-            values += (log_id, now)
-        self._insert(INSERT_LOG, 9, values)
-        self._log_id += len(self._logs)
-
-    def _insert(self, sql: str, width: int, values: list[Any]) -> None:
-        """Insert rows of ``width`` values, in statements of 2^n rows, so that each is prepared only once."""
-        count, at = len(values) // width, 0
-        while count:
-            rows = min(512, 1 << (count.bit_length() - 1))
-            statement = self._statements.get((sql, rows))
-            if statement is None:
-                marks = "(" + ",".join("?" * width) + ")"
-                statement = self._statements[sql, rows] = sql + ",".join([marks] * rows)
-            self._db.execute(statement, values[at : at + rows * width])
-            count -= rows
-            at += rows * width
-
-    def _rows(self, task_ids: Iterable[str]) -> dict[str, Row]:
-        text = self._db.execute(SELECT_ROWS, (_to_json(list(task_ids)),)).fetchone()[0]
-        return self._with_families(_read_rows(text))
-
-    def _with_families(self, rows: Iterable[Row]) -> dict[str, Row]:
-        found = {row.task_id: row for row in rows}
-        parents = [row.task_id for row in found.values() if row.children]
-        if parents:
-            for (parent_id,) in self._db.execute(_SELECT_BUSY, (_to_json(parents),)):
-                found[parent_id].busy = True
-        return found
-
-    def _apply(self, changes: Iterable[Change | End], now: int) -> None:
-        ends: list[End] = []
-        others: list[Change] = []
-        for change in changes:
-            if isinstance(change, End):
-                ends.append(change)
-            else:
-                others.append(change)
-        if ends:
-            self._db.execute(UPDATE_ENDED, (now, _to_json(ends)))
-        if others:
-            self._db.execute(UPDATE_TASKS, (_to_json(others),))
-
-    def _create(self, _: None, calls: list[Call], now: int) -> None:
-        keys = [task.idempotency_key for call in calls for task in call.rows if task.idempotency_key]
-        owners = self._owners(keys) if keys else {}
-        values: list[Any] = []
-        for call in calls:
-            try:
-                replays = decide.replays(call.rows, owners) if keys else repeat(None)
-            except IdempotencyConflict as conflict:
-                call.fail(conflict)
-                continue
-            call.succeed(
-                [replay or self._add(task, now, values) for task, replay in zip(call.rows, replays, strict=False)]
-            )
-        self._insert(INSERT_TASK, 13, values)
-
-    def _owners(self, keys: list[str]) -> decide.Owners:
-        marks = ",".join("?" * len(keys))
-        rows = self._db.execute(
-            "SELECT idempotency_key, task_id, task_type, payload FROM task "  # noqa: S608 - marks
-            f"WHERE idempotency_key IN ({marks})",
-            keys,
-        )
-        return {key: (task_id, task_type, payload) for key, task_id, task_type, payload in rows}
-
-    def _add(self, task: NewTask, now: int, values: list[Any]) -> Created:
-        """Put the row of a new task behind ``values``, and its first row into the log."""
-        settings = self._types.get(task.task_type, _DEFAULTS)
-        due_ms, scheduled_ms = decide.due(task, now)
-        self._seq += 1
-        values += (
-            self._seq, task.task_id, task.task_type, "PENDING", task.priority, task.payload_json,
-            settings.default_timeout if task.timeout is None else task.timeout,
-            settings.default_max_retry if task.max_retry is None else task.max_retry,
-            now, due_ms, scheduled_ms, due_ms + decide.SWEEP_FIRST, task.idempotency_key,
-        )  # fmt: skip
-        self._log(decide.created(self._seq))
-        return Created(task.task_id, due_in=(due_ms - now) / 1000)
-
-    def _claim(self, lease: Lease, calls: list[Call], now: int) -> None:
-        if lease not in self._alive:
-            for call in calls:
-                call.succeed([Refused(Refusal.NO_LEASE)] * len(call.rows))
-            return
-        wanted = [task_id for call in calls for task_id in call.rows]
-        found: dict[str, tuple[int, Task]] = {}
-        for at in range(0, len(wanted), READ_SLICE):
-            text = self._db.execute(
-                _SELECT_CLAIMABLE, (lease.worker_id, now, _to_json(wanted[at : at + READ_SLICE]))
-            ).fetchone()[0]
-            for item in _read_claimable(text):
-                found[item[1].task_id] = item
-        room = self._room(task.task_type for _, task in found.values()) if self._limited else {}
-        taken: list[int] = []
-        expired: list[End] = []
-
-        def judge(task_id: str) -> Claimed | Refused:
-            item = found.get(task_id)
-            if item is None:
-                return _GONE
-            seq, task = item
-            if task.due_ms > now:
-                return Refused(Refusal.NOT_DUE, (task.due_ms - now) / 1000)
-            if task.expires_ms is not None:
-                if not (left := decide.time_left(task, now)):
-                    expired.append(decide.expired(seq, self._log))
-                    del found[task_id]
-                    return _EXPIRED
-                task = replace(task, timeout=left)
-            if task.task_type in room:
-                if room[task.task_type] <= 0:
-                    return _BLOCKED
-                room[task.task_type] -= 1
-            taken.append(seq)
-            del found[task_id]  # asked for once more, it is gone
-            self._log(decide.claimed(seq, task.attempt, lease.worker_id))
-            return Claimed(task, self._types.get(task.task_type, _DEFAULTS))
-
-        for call in calls:
-            call.succeed([judge(task_id) for task_id in call.rows])
-        if taken:
-            overrun = now + decide.OVERRUN
-            self._db.execute(_UPDATE_CLAIMED, (lease.worker_id, lease.epoch, now, overrun, _to_json(taken)))
-        self._apply(expired, now)
-
-    def _poll(self, argument: tuple[Lease, tuple[str, ...], int], calls: list[Call], now: int) -> None:
-        lease, task_types, limit = argument
-        room = self._room(task_types)
-        # What cannot run now must not stand in the way of what can.
-        able = [name for name in task_types if room.get(name, 1) > 0]
-        due = (self._db.execute(_SELECT_POLLED, (p, _to_json(able), now, limit)).fetchall() for p in QUEUES)
-        rows = [row for page in due for row in page]
-        call = Call(self._claim, lease, [task_id for (task_id,) in rows[:limit]], 0)
-        self._claim(lease, [call], now)
-        # Of calls joined by chance the first one gets the tasks.
-        share(calls, [])
-        calls[0].succeed([verdict for verdict in call.result.unwrap() if isinstance(verdict, Claimed)])
-
-    def _room(self, task_types: Iterable[str]) -> dict[str, float]:
-        """How many more tasks of those types that are limited may run."""
-        limited = self._limited.intersection(task_types)
-        counts = {name: self._db.execute(_COUNT_RUNNING, (name,)).fetchone()[0] for name in limited}
-        room = {name: decide.room(self._types[name], count) for name, count in counts.items()}
-        return {name: left for name, left in room.items() if left is not None}
-
-    def _finish(self, _: None, calls: list[Call], now: int) -> None:
-        rows = self._rows(o.task_id for call in calls for o in call.rows)
-        self._judge(calls, lambda o: decide.finish(rows.get(o.task_id), o, now, self._log), now)
-
-    def _cancel(self, _: None, calls: list[Call], now: int) -> None:
-        rows = self._rows(task_id for call in calls for task_id in call.rows)
-        marked: list[str] = []
-
-        def judge(task_id: str) -> tuple[CancelVerdict, Change | None]:
-            verdict, change = decide.cancel(rows.get(task_id), now, self._log)
-            if change is None and verdict.changed:
-                marked.append(task_id)
-            return verdict, change
-
-        self._judge(calls, judge, now)
-        if marked:
-            self._db.execute(
-                "UPDATE task SET cancel_requested_at = ? WHERE task_id IN (SELECT value FROM json_each(?))",
-                (now, _to_json(marked)),
-            )
-
-    def _reopen(self, _: None, calls: list[Call], now: int) -> None:
-        rows = self._rows(task_id for call in calls for task_id in call.rows)
-
-        def judge(task_id: str) -> tuple[bool, Change | None]:
-            row = rows.get(task_id)
-            change = decide.reopen(row, now, self._log) if row else None
-            return change is not None, change
-
-        self._judge(calls, judge, now)
-        sql = f"SELECT {TASK_COLUMNS} FROM task WHERE task_id = ?"  # noqa: S608 - constants
-        for call in calls:
-            verdicts: list[bool] = call.result.unwrap()
-            after = [_fetch(self._db, (sql, (task_id,))) for task_id in call.rows]
-            call.succeed([Reopened(_task(r[0]) if r else None, ok) for r, ok in zip(after, verdicts, strict=True)])
-
-    def _recover(self, limit: int, calls: list[Call], now: int) -> None:
-        text = self._db.execute(_SELECT_LOST, (limit,)).fetchone()[0]
-        lost = self._with_families(_read_rows(text)).values()
-        decisions = [decide.recover(row, now, 0, self._log) for row in lost]
-        self._apply([change for _, change in decisions], now)
-        share(calls, [recovered for recovered, _ in decisions])
-
-    # parents and children
-
-    def _spawn(self, _: None, calls: list[Call], now: int) -> None:
-        children: list[NewChild] = [child for call in calls for child in call.rows]
-        known = _to_json(list({child.parent_id for child in children}))
-        parents = {p.task_id: p for p in _read_parents(self._db.execute(_SELECT_PARENTS, (known,)).fetchone()[0])}
-        keys = _to_json([decide.child_key(child.parent_id, child.ordinal) for child in children])
-        found = _read_children(self._db.execute(_SELECT_CHILDREN, (keys,)).fetchone()[0])
-        former = {key: (row, payload) for key, payload, row in found}
-        self._with_families(row for row, _ in former.values())
-        values: list[Any] = []
-        changes: list[Change] = []
-        adopted: dict[str, tuple[str, str, int]] = {}
-
-        def judge(child: NewChild) -> Spawned:
-            parent = parents.get(child.parent_id)
-            refusal = decide.refusal_to_spawn(parent, child)
-            if refusal is not None:
-                return refusal
-            assert parent is not None
-            key = decide.child_key(child.parent_id, child.ordinal)
-            if key in former:
-                row, payload = former[key]
-                spawned, change = decide.rejoin(row, payload, child, now, self._log)
-                if change is not None:
-                    changes.append(change)
-            elif self._would_wait_for_itself(parent, child.task.task_type):
-                return Spawned(SpawnState.CAPPED)
-            else:
-                self._add(replace(child.task, idempotency_key=key), now, values)
-                spawned = Spawned(SpawnState.CREATED, child.task.task_id)
-                self._log(decide.started(parent, child))
-            if spawned.state is not SpawnState.CONFLICT:
-                adopted[spawned.task_id] = (spawned.task_id, parent.task_id, parent.deadline)
-            return spawned
-
-        for call in calls:
-            call.succeed([judge(child) for child in call.rows])
-        self._insert(INSERT_TASK, 13, values)
-        self._apply(changes, now)
-        if adopted:
-            self._db.execute(_UPDATE_ADOPTED, (_to_json(list(adopted.values())),))
-            self._db.execute(_UPDATE_PARENTS, (known,))
-
-    def _would_wait_for_itself(self, parent: Parent, task_type: str) -> bool:
-        settings = self._types.get(task_type)
-        if settings is None or settings.max_concurrent is None:
-            return False
-        return self._db.execute(_SELECT_ANCESTOR, (parent.task_id, task_type)).fetchone() is not None
-
-    def _cancel_children(self, argument: tuple[tuple[str, ...], int], calls: list[Call], now: int) -> None:
-        parents, limit = argument
-        met = 0
-        alive: list[str] = []
-        while parents and len(alive) < limit:
-            found = []
-            for parent_id in parents:
-                keys = decide.child_keys(parent_id)
-                found += self._db.execute(_SELECT_FAMILY, (*keys, limit)).fetchall()
-            met += len(found)
-            alive += [task_id for task_id, _, is_asked in found if not is_asked]
-            parents = tuple(task_id for task_id, has_children, _ in found if has_children)
-        rows = self._rows(alive)
-        decisions = {task_id: decide.cancel_child(row, now, self._log) for task_id, row in rows.items()}
-        self._apply([change for _, change in decisions.values() if change is not None], now)
-        asked = [name for name, (verdict, _) in decisions.items() if verdict.changed]
-        ended = [name for name in asked if decisions[name][0].status is not Status.TIMEOUT]
-        if ended:
-            self._db.execute(_UPDATE_ORPHANED, (now, _to_json(ended)))
-        share(calls, CancelledChildren(met, {name: decisions[name][0] for name in asked}))
-
-    def _settle(self, limit: int, calls: list[Call], now: int) -> None:
-        text = self._db.execute(_SELECT_WITHOUT_WORKER, (limit,)).fetchone()[0]
-        rows = self._with_families(_read_rows(text)).values()
-        decisions = [decide.settle(row, now, self._log) for row in rows]
-        self._apply([change for _, change in decisions if change is not None], now)
-        share(calls, [settled for settled, _ in decisions])
-
-    def _sweep(self, argument: tuple[tuple[int, ...], int], calls: list[Call], now: int) -> None:
-        priorities, limit = argument
-        found: list[Waiting] = []
-        for priority in priorities:
-            rows = self._db.execute(_SELECT_OVERDUE, (priority, now, limit)).fetchall()
-            if rows:
-                ids = _to_json([row[0] for row in rows])
-                self._db.execute(_UPDATE_SWEPT, (now, now, decide.SWEEP_FIRST, decide.SWEEP_MAX, ids))
-                found += [decide.waiting(row[0], row[1], row[2], row[3], now) for row in rows]
-        share(calls, found)
-
-    def _note(self, _: None, calls: list[Call], now: int) -> None:
-        rows = self._rows({note.task_id for call in calls for note in call.rows})
-        progress: dict[str, str] = {}
-        for call in calls:
-            for note in call.rows:
-                row = rows.get(note.task_id)
-                if row is None or row.attempt != note.attempt or row.status is not Status.PROCESSING:
-                    continue
-                if note.message is not None:
-                    self._log(
-                        Log(row.seq, note.log_type._value_, None, None, note.message, note.worker_id, note.attempt)
-                    )
-                if note.progress_json is not None:
-                    progress[note.task_id] = note.progress_json
-            call.succeed(None)
-        if progress:
-            self._db.execute(_UPDATE_PROGRESS, (_to_json(list(progress.items())),))
-
-    def _purge(self, argument: tuple[float, int], calls: list[Call], now: int) -> None:
-        older_than, limit = argument
-        ids = self._db.execute(
-            "SELECT json_group_array(seq) FROM (SELECT seq FROM task WHERE completed_at IS NOT NULL "
-            "AND completed_at < ? ORDER BY completed_at LIMIT ?)",
-            (now - round(older_than * 1000), limit),
-        ).fetchone()[0]
-        for table in ("task_logs", "task"):
-            removed = self._db.execute(
-                f"DELETE FROM {table} WHERE seq IN (SELECT value FROM json_each(?))",  # noqa: S608
-                (ids,),
-            ).rowcount
-        share(calls, removed)
-
-    def _register(self, argument: tuple[str, int, tuple[str, ...]], calls: list[Call], now: int) -> None:
-        worker_id, capacity, task_types = argument
-        self._db.execute(
-            "DELETE FROM worker_registry WHERE state != 'ALIVE' AND NOT EXISTS ("
-            "SELECT 1 FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL "
-            "AND task.worker_id = worker_registry.worker_id)"
-        )
-        self._db.execute("UPDATE worker_registry SET state = 'LOST' WHERE worker_id = ?", (worker_id,))
-        epoch = self._db.execute(
-            "UPDATE counter SET value = value + 1 WHERE name = 'epoch' RETURNING value"
-        ).fetchone()[0]
-        self._db.execute(
-            "INSERT INTO worker_registry VALUES (?, ?, 'ALIVE', ?, ?, ?)",
-            (worker_id, epoch, capacity, _to_json(task_types), now),
-        )
-        self._alive = {lease for lease in self._alive if lease.worker_id != worker_id} | {Lease(worker_id, epoch)}
-        share(calls, Lease(worker_id, epoch))
-
-    def _retire(self, lease: Lease, calls: list[Call], now: int) -> None:
-        self._db.execute(
-            "UPDATE worker_registry SET state = 'GONE' WHERE worker_id = ? AND epoch = ?",
-            (lease.worker_id, lease.epoch),
-        )
-        self._alive = self._alive - {lease}
-        share(calls, None)
-
-    def _held(self, lease: Lease, calls: list[Call], now: int) -> None:
-        sql = (
-            "SELECT task_id, attempt, started_at, cancel_requested_at IS NOT NULL FROM task INDEXED BY task_live "
-            "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND worker_id = ? AND worker_epoch = ?"
-        )
-        rows = _fetch(self._db, (sql, (lease.worker_id, lease.epoch)))
-        share(calls, [Held(row[0], row[1], (now - row[2]) / 1000, bool(row[3])) for row in rows])
-
-    def _change_task_type(self, argument: tuple[str, str], calls: list[Call], now: int) -> None:
-        task_type, changes = argument
-        before = self._types.get(task_type) or TaskType(task_type=task_type)
-        settings = decide.changed_type(before, msgspec.json.decode(changes))
-        self._db.execute(
-            "INSERT INTO task_config VALUES (?, ?) ON CONFLICT DO UPDATE SET settings = excluded.settings",
-            (settings.task_type, _to_json(settings)),
-        )
-        # Seen by the verbs behind it in this group; a new dict, so that a failed commit can take it back.
-        self._types = {**self._types, settings.task_type: settings}
-        self._find_limited()
-        share(calls, settings)
-
-    def _judge(self, calls: list[Call], judge: Callable[[Any], tuple[Any, Change | End | None]], now: int) -> None:
-        """Have every row of every call judged; write the changes; give each call its verdicts."""
-        changes: dict[int | str, Change | End] = {}
-        for call in calls:
-            verdicts = []
-            for item in call.rows:
-                verdict, change = judge(item)
-                verdicts.append(verdict)
-                if change is not None:
-                    changes[change.seq] = change
-            call.succeed(verdicts)
-        self._apply(changes.values(), now)
+    def _read_slowly(self, sql: str, *values: object) -> Coroutine[Any, Any, list[Any]]:
+        return self._reading_slowly.call(fetch, (sql, values))
 
 
-_GONE = Refused(Refusal.GONE)
-_BLOCKED = Refused(Refusal.BLOCKED)
-_EXPIRED = Refused(Refusal.EXPIRED)
-_DEFAULTS = TaskType(task_type="")
-_COUNT_RUNNING = (
-    "SELECT count(*) FROM task INDEXED BY task_live "
-    "WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL AND task_type = ?"
-)
-_SELECT_CLAIMABLE = """
-SELECT json_group_array(json_array(seq, json_array(task_id, task_type, 'PROCESSING', priority, payload, timeout,
-  max_retry, attempt + 1, retry_count, recoveries, releases, ?, created_at, due_at, scheduled_at, ?, NULL,
-  cancel_requested_at, NULL, NULL, NULL, parent_id, expires_at, children)))
-FROM json_each(?) JOIN task ON task_id = value WHERE status = 'PENDING'
-"""
-_UPDATE_CLAIMED = """
-UPDATE task SET status = 'PROCESSING', attempt = attempt + 1, worker_id = ?, worker_epoch = ?, started_at = ?,
-  sweep_at = ? + CAST(timeout * 1000 AS INTEGER), progress = NULL
-WHERE seq IN (SELECT value FROM json_each(?))
-"""
-_SELECT_LOST = f"""
-SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
-  SELECT * FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL
-  AND worker_id IS NOT NULL
-  AND (worker_id, worker_epoch) NOT IN (SELECT worker_id, epoch FROM worker_registry WHERE state = 'ALIVE')
-  LIMIT ?)
-"""  # noqa: S608 - constants
-_SELECT_WITHOUT_WORKER = f"""
-SELECT json_group_array(json_array({ROW_COLUMNS})) FROM (
-  SELECT * FROM task INDEXED BY task_live WHERE status = 'PROCESSING' AND sweep_at IS NOT NULL
-  AND worker_id IS NULL LIMIT ?)
-"""  # noqa: S608 - constants
-_SELECT_BUSY = """
-SELECT value FROM json_each(?) WHERE EXISTS (
-  SELECT 1 FROM task INDEXED BY task_idempotency WHERE idempotency_key > char(31) || value || '/'
-  AND idempotency_key < char(31) || value || '0' AND sweep_at IS NOT NULL)
-"""
-_SELECT_FAMILY = (
-    "SELECT task_id, children, cancel_requested_at IS NOT NULL FROM task INDEXED BY task_idempotency "
-    "WHERE idempotency_key > ? AND idempotency_key < ? AND sweep_at IS NOT NULL "
-    "ORDER BY cancel_requested_at IS NOT NULL LIMIT ?"
-)
-_SELECT_PARENTS = (
-    "SELECT json_group_array(json_array(seq, task_id, task_type, status, attempt, worker_id, cancel_requested_at, "
-    "started_at, timeout, expires_at)) FROM json_each(?) JOIN task ON task_id = value"
-)
-_SELECT_CHILDREN = (
-    f"SELECT json_group_array(json_array(idempotency_key, payload, json_array({ROW_COLUMNS}))) "  # noqa: S608
-    "FROM json_each(?) JOIN task ON idempotency_key = value"
-)
-_SELECT_ANCESTOR = """
-WITH RECURSIVE line AS (
-  SELECT task_type, parent_id FROM task WHERE task_id = ?
-  UNION ALL SELECT task.task_type, task.parent_id FROM line JOIN task ON task.task_id = line.parent_id)
-SELECT 1 FROM line WHERE task_type = ? LIMIT 1
-"""
-_UPDATE_ADOPTED = (
-    "UPDATE task SET parent_id = child.value->>1, expires_at = child.value->>2 FROM json_each(?) AS child "
-    "WHERE task_id = child.value->>0"
-)
-_UPDATE_PARENTS = "UPDATE task SET children = 1 WHERE task_id IN (SELECT value FROM json_each(?))"
-_UPDATE_ORPHANED = (
-    "UPDATE task SET cancel_requested_at = coalesce(cancel_requested_at, ?), expires_at = 0 "
-    "WHERE task_id IN (SELECT value FROM json_each(?))"
-)
-_SELECT_OVERDUE = (
-    "SELECT task_id, task_type, priority, due_at FROM task INDEXED BY task_live "
-    "WHERE status = 'PENDING' AND sweep_at IS NOT NULL AND priority = ? AND sweep_at <= ? "
-    "ORDER BY sweep_at, seq LIMIT ?"
-)
-_SELECT_POLLED = (
-    "SELECT task_id FROM task INDEXED BY task_live WHERE status = 'PENDING' AND priority = ? "
-    "AND sweep_at IS NOT NULL AND task_type IN (SELECT value FROM json_each(?)) AND due_at <= ? "
-    "ORDER BY sweep_at, seq LIMIT ?"
-)
-_UPDATE_SWEPT = (
-    "UPDATE task SET sweep_at = ? + min(max(? - due_at, ?), ?) WHERE task_id IN (SELECT value FROM json_each(?))"
-)
-_UPDATE_PROGRESS = (
-    "UPDATE task SET progress = note.value->>1 FROM json_each(?) AS note WHERE task_id = note.value->>0"
-)
-
-
-def _to_json(value: object) -> str:
-    # As text: SQLite 3.45.0 refuses JSON that comes as bytes.
-    return _encode(value).decode()
-
-
-def _by_verb(calls: list[Call]) -> Iterable[tuple[tuple[Callable[..., None], Any], list[Call]]]:
-    """The calls of a group by verb and argument. Their order means nothing: none waited for another."""
-    groups: dict[tuple[Any, Any], list[Call]] = {}
+def _answer(connection: Connection, calls: list[Call]) -> None:
+    """Carry out the queries of a group, in a thread that reads."""
     for call in calls:
-        groups.setdefault((call.verb, call.argument), []).append(call)
-    return groups.items()
-
-
-def _fetch(connection: sqlite3.Connection, query: tuple[str, tuple[object, ...]]) -> list[Any]:
-    return connection.execute(*query).fetchall()
-
-
-def _task(row: Sequence[Any]) -> Task:
-    return msgspec.convert(row, Task)
-
-
-@contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Any:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        connection.execute("COMMIT")
-    except BaseException:
-        # A full disk makes SQLite roll back by itself.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _make_file(path: Path) -> None:
-    """Make a new store beside its place and put it there whole, so that no crash leaves half of one."""
-    if not path.absolute().parent.is_dir():
-        raise StartError(f"cannot make {path}: no folder {path.absolute().parent}")
-    wal = path.with_name(f"{path.name}-wal")
-    if wal.exists() and wal.stat().st_size > 0:
-        raise StartError(f"{wal} is left without {path.name}: restore {path.name}, or remove both")
-    draft = path.with_name(f"{path.name}.new-{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    connection = sqlite3.connect(draft.absolute(), isolation_level=None)
-    try:
-        schema = resources.files("atm.stores").joinpath("sqlite.sql").read_text(encoding="utf-8")
-        connection.executescript(
-            f"PRAGMA journal_mode = WAL; PRAGMA application_id = {APPLICATION_ID};"
-            f"PRAGMA user_version = {SCHEMA_VERSION}; BEGIN; {schema} COMMIT;"
-        )
-        connection.close()
-        with contextlib.suppress(FileExistsError):  # another node was first; its file it is
-            os.link(draft, path)
-    finally:
-        connection.close()
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{draft}{suffix}").unlink(missing_ok=True)
-
-
-def _lock_file(descriptor: int, path: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StartError(f"{path} is in use by another node; a file serves one node at a time") from None
-
-
-def _check_size(descriptor: int, path: Path) -> None:
-    # Before SQLite looks: it would remove the WAL of an empty file, and with it what was acknowledged last.
-    if os.fstat(descriptor).st_size == 0:
-        raise StartError(f"{path} is empty, not a database: restore it, or remove it and {path.name}-wal")
-
-
-def _check_file(connection: sqlite3.Connection, path: Path) -> None:
-    """Refuse a file that is damaged, another program's or a newer version's."""
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if application != APPLICATION_ID:
-        raise StartError(f"{path} is a database of another program")
-    if not 1 <= version <= SCHEMA_VERSION:
-        raise StartError(f"{path} has schema version {version}; this program knows {SCHEMA_VERSION}")
-    if path.stat().st_size <= CHECKED_SIZE:
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if verdict != "ok":
-            reason = " ".join(verdict.split())
-            raise StartError(f"{path} is damaged ({reason}): restore it from a backup")
-    connection.execute("PRAGMA journal_mode = WAL")
-    for number in range(version + 1, SCHEMA_VERSION + 1):
-        changes = f"{MIGRATIONS[number]} PRAGMA user_version = {number};"
-        connection.executescript(f"BEGIN IMMEDIATE; {changes} COMMIT;")
-
-
-def _translate(error: Exception) -> Exception:
-    """What a caller makes of an error of SQLite's; bugs stay what they are."""
-    if not isinstance(error, sqlite3.Error):
-        return error
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return StoreDamaged(f"the store is damaged: {error}")
-    if code in _OUTAGES:
-        return StoreUnavailable(f"the store cannot write: {_reason(error)}")
-    return error
-
-
-_OUTAGES = frozenset(
-    {
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_NOMEM,
-    }
-)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return f"{error}; the file is damaged: restore it from a backup"
-    return str(error)
+        try:
+            call.succeed(call.verb(connection, call.argument))
+        except Exception as error:  # noqa: BLE001 - a caller's odd argument must not end the others
+            failure = translate(error)
+            call.fail(failure)
+            if isinstance(failure, StoreDamaged):
+                raise failure from None

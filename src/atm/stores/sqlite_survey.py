@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from atm.errors import StoreUnavailable
-from atm.stores.sqlite import APPLICATION_ID, SCHEMA_VERSION
+from atm.stores.sqlite_file import APPLICATION_ID, SCHEMA_VERSION
 from atm.stores.survey import MAX_LOOKED_AT, SAMPLE, SWEPT_WITHIN, LeaseSeen, Survey, TypeSeen
 
 PATIENCE = 5.0
