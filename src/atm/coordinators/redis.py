@@ -3,6 +3,7 @@
     redis.py           the verbs                    lua/             what they do there, each in one step
     redis_plan.py      who gets what                redis_link.py    threads, outages
     redis_listener.py  channels                     redis_wire.py    connections
+    redis_words.py     what is written, and read
 
 A node may die between any two steps, and any message may be lost: what was handed over and is not taken goes
 back, what is lost comes again by the leader's sweep of the store.
@@ -12,21 +13,31 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 import trio
 from msgspec.structs import replace
 
-from atm.coordinator import Balance, CancelRequest, Hint, Overview, QueueInfo, TaskEvent, WorkerInfo
+from atm.coordinator import Balance, CancelRequest, Hint, Overview, TaskEvent, WorkerInfo
 from atm.coordinators.redis_link import Link, Request
 from atm.coordinators.redis_plan import Plan
 from atm.coordinators.redis_wire import SCRIPTS, RedisSettings
+from atm.coordinators.redis_words import (
+    encode,
+    hint_of,
+    lines_of,
+    overview_of,
+    room_of,
+    says,
+    seconds,
+    workers_of,
+    written,
+)
 from atm.flag import Flag
 from atm.task import QUEUES, TERMINAL, Status
 
@@ -69,13 +80,6 @@ __all__ = ["RedisCoordinator", "RedisSettings"]
 
 logger = logging.getLogger("atm.redis")
 
-encode = msgspec.json.Encoder().encode
-
-
-def says(name: str, **document: object) -> Request:
-    """A script's run with these arguments."""
-    return Request(SCRIPTS[name], lambda _: (encode(document),))
-
 
 class _Hand:
     """A worker of this node: what was last told of it, and its wake-up.
@@ -97,9 +101,9 @@ class _Hand:
     def _settle_arguments(self, hints: Sequence[Hint]) -> tuple[bytes, ...]:
         document = {
             "id": self.info.id,
-            "hints": [_written(hint) for hint in hints],
+            "hints": [written(hint) for hint in hints],
             "load": str(self.info.load),
-            "seen": _seconds(time.time()),
+            "seen": seconds(time.time()),
             "leads": self._leads(),
         }
         return (encode(document),)
@@ -112,7 +116,7 @@ class _Hand:
             "address": info.address,
             "capacity": info.capacity,
             "current_load": info.load,
-            "last_heartbeat": _seconds(info.last_seen),
+            "last_heartbeat": seconds(info.last_seen),
             "draining": int(info.draining),
         }
         document = {
@@ -355,8 +359,8 @@ class RedisCoordinator:
         later: dict[str, int] = {}
         for hint in hints:
             if hint.delay > 0:
-                written, delay = _written(hint), math.ceil(hint.delay * 1000)
-                later[written] = min(delay, later.get(written, delay))
+                text, delay = written(hint), math.ceil(hint.delay * 1000)
+                later[text] = min(delay, later.get(text, delay))
             else:
                 now.setdefault(str(hint.priority), []).append(f"{hint.task_id}:{hint.task_type}")
         if now and later:
@@ -369,7 +373,7 @@ class RedisCoordinator:
 
     async def overview(self) -> Overview | None:
         answer = await self._link.ask(says("overview"))
-        return None if answer is None else _overview(*answer)
+        return None if answer is None else overview_of(*answer)
 
     async def changed(self) -> None:
         with trio.CancelScope(deadline=self._next_due):
@@ -407,9 +411,11 @@ class RedisCoordinator:
             return None
         if answer[1]:
             self._next_due = trio.current_time() + int(answer[1]) / 1000
-        workers = [_worker(*facts) for facts in msgspec.json.decode(answer[2])]
+        workers = workers_of(answer[2])
         workers.sort(key=lambda info: info.id)
-        return _Seen(workers, _room(answer[3]), set(_lines(answer[4])), [_lines(text) for text in answer[5:]])
+        return _Seen(
+            workers, room_of(answer[3]), set(lines_of(answer[4])), [lines_of(text) for text in answer[5:]]
+        )
 
     async def _fill(self, plan: Plan, seen: _Seen) -> None:
         runnable = [line for line in seen.lines if plan.can_run(line.rpartition(":")[0])]
@@ -417,7 +423,7 @@ class RedisCoordinator:
         parked: dict[str, list[str]] = {}
         if runnable:
             answer = await self._link.ask(says("heads", lines=runnable, limit=asked))
-            parked = dict(zip(runnable, map(_lines, answer or ()), strict=False))
+            parked = dict(zip(runnable, map(lines_of, answer or ()), strict=False))
         for (priority, name), heads in zip(QUEUES.items(), seen.heads, strict=True):
             of_priority = {line: found for line, found in parked.items() if line.endswith(f":{priority}")}
             if of_priority:
@@ -472,7 +478,7 @@ class RedisCoordinator:
             if text is not None:
                 hand.again = False
                 if text:
-                    return [_read(hint) for hint in _lines(text)]
+                    return [hint_of(hint) for hint in lines_of(text)]
 
     async def settle(self, worker_id: str, hints: Sequence[Hint], load: int) -> None:
         hand = self._hands.get(worker_id)
@@ -492,9 +498,9 @@ class RedisCoordinator:
 
     async def block(self, worker_id: str, hints: Sequence[Hint]) -> None:
         types = sorted({hint.task_type for hint in hints})
-        written = [_written(hint) for hint in hints]
+        refused = [written(hint) for hint in hints]
         leads = self._leads()
-        self._link.post(says("block", id=worker_id, hints=written, types=types, leads=leads), told=self._news())
+        self._link.post(says("block", id=worker_id, hints=refused, types=types, leads=leads), told=self._news())
 
     async def unblock(self, task_type: str, room: int | None) -> None:
         document: dict[str, object] = {"type": task_type, "max": MAX_CREDIT, "leads": self._leads()}
@@ -577,84 +583,3 @@ class RedisCoordinator:
             events = [TaskEvent(task_id, status) for task_id, status in told.ends]
             for deliver in self._event_listeners:
                 deliver(events)
-
-
-# what is written in Redis, and read there
-
-
-def _written(hint: Hint) -> str:
-    return f"{hint.task_id}:{hint.task_type}:{hint.priority}"
-
-
-def _read(text: str) -> Hint:
-    task_id, _, rest = text.partition(":")
-    task_type, _, priority = rest.rpartition(":")
-    return Hint(task_id, task_type, int(priority))
-
-
-def _lines(text: bytes) -> list[str]:
-    return text.decode(errors="replace").split("\n") if text else []
-
-
-def _room(text: bytes) -> dict[str, int]:
-    parts = _lines(text)
-    return {task_type: int(room) for task_type, room in zip(parts[::2], parts[1::2], strict=True)}
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3f}"
-
-
-@lru_cache(maxsize=1024)
-def _types(text: str) -> frozenset[str]:
-    return frozenset(msgspec.json.decode(text))
-
-
-def _worker(
-    worker_id: str,
-    name: str,
-    address: str,
-    capacity: str | int,
-    load: str | int,
-    types: str,
-    last_seen: str,
-    draining: str = "0",
-) -> WorkerInfo:
-    return WorkerInfo(
-        id=worker_id,
-        name=name,
-        address=address,
-        capacity=int(capacity),
-        load=int(load),
-        task_types=_types(types),
-        last_seen=float(last_seen),
-        draining=draining == "1",
-    )
-
-
-_UUID7 = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-7")
-
-
-def _age(element: str) -> float:
-    """Seconds since the task was created, as its id tells; 0 for other ids."""
-    made = _UUID7.match(element)
-    return max(0.0, time.time() - int(made[1] + made[2], 16) / 1000) if made else 0.0
-
-
-def _overview(queues: bytes, parked: bytes, workers: bytes, room: bytes, delayed: bytes) -> Overview:
-    known = [_worker(*facts) for facts in msgspec.json.decode(workers)]
-    blocked = {task_type for task_type, left in _room(room).items() if left <= 0}
-    runnable = {name for info in known for name in info.task_types} - blocked
-    lines = msgspec.json.decode(parked)
-    found = []
-    for (priority, name), (length, head) in zip(QUEUES.items(), msgspec.json.decode(queues), strict=True):
-        of_priority = [line for line in lines if line[1] == priority]
-        found.append(
-            QueueInfo(
-                name=name,
-                length=length + sum(line[2] for line in of_priority),
-                parked=sum(line[2] for line in of_priority if line[0] not in runnable) + (0 if known else length),
-                oldest_age=max(map(_age, [head, *(line[3] for line in of_priority)])),
-            )
-        )
-    return Overview(queues=found, delayed=int(delayed), workers=known)
