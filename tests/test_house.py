@@ -18,7 +18,7 @@ LAYERS = [
     # Words and facts.
     {"task", "errors", "config", "flag", "health", "imports", "logs", "serial", "lane"},
     # Contracts; the metrics, whose gauges are read through the coordinator's; what takes two; the SDK.
-    {"executor", "store", "coordinator", "families", "metrics", "client"},
+    {"executor", "context", "children", "registry", "store", "coordinator", "families", "metrics", "client"},
     # Each implements one contract; they do not know each other.
     {"executors", "stores", "coordinators"},
     # They use contracts, and know neither each other nor the implementations.
@@ -214,7 +214,7 @@ def test_a_shield_has_an_address() -> None:
     }
     assert shields == {
         "coordinators/redis_link.py",
-        "executor.py",
+        "context.py",
         "executors/guarded.py",
         "executors/command.py",
         "lane.py",

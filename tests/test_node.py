@@ -10,9 +10,10 @@ import trio
 
 from atm import Node, config
 from atm.config import Config
+from atm.context import Context
 from atm.errors import ConfigError
-from atm.executor import Context, executes
 from atm.nursery.watchdog import Watchdog
+from atm.registry import executes
 from atm.task import Task
 
 

@@ -7,10 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from atm.children import Child
+    from atm.context import CommandResult, Context
     from atm.errors import ChildFailed, CommandFailed, NonRetryable, RetryLater
-    from atm.executor import Child, CommandResult, Context, Executor, TaskResult, executes
+    from atm.executor import Executor, TaskResult
     from atm.executors.plain import PlainContext
     from atm.node import Node
+    from atm.registry import executes
     from atm.task import Task
 
 __all__ = [
@@ -30,11 +33,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Child": "atm.executor",
+    "Child": "atm.children",
     "ChildFailed": "atm.errors",
     "CommandFailed": "atm.errors",
-    "CommandResult": "atm.executor",
-    "Context": "atm.executor",
+    "CommandResult": "atm.context",
+    "Context": "atm.context",
     "Executor": "atm.executor",
     "Node": "atm.node",
     "NonRetryable": "atm.errors",
@@ -42,7 +45,7 @@ _HOMES = {
     "RetryLater": "atm.errors",
     "Task": "atm.task",
     "TaskResult": "atm.executor",
-    "executes": "atm.executor",
+    "executes": "atm.registry",
 }
 
 

@@ -21,11 +21,12 @@ from atm.api.guard import AsgiApp
 from atm.api.server import IN_FLIGHT_PATIENCE, Server, bind, metrics_app, url_of
 from atm.api.waiters import Waiters
 from atm.config import Config
+from atm.context import Commands
 from atm.coordinator import Coordinator
 from atm.coordinators.local import LocalCoordinator
 from atm.coordinators.redis import RedisCoordinator, RedisSettings
 from atm.errors import AtmError, ConfigError, leaf_of
-from atm.executor import Commands, Executor, Registry
+from atm.executor import Executor
 from atm.executors import loading
 from atm.executors.lanes import Lanes
 from atm.health import Health
@@ -35,6 +36,7 @@ from atm.nursery.signals import stop_on_signals
 from atm.nursery.supervisor import Parts, supervise
 from atm.nursery.watchdog import Watchdog
 from atm.nursery.worker import Worker
+from atm.registry import Registry
 from atm.store import Store
 from atm.stores.mysql import MySqlStore
 from atm.stores.mysql_driver import Address

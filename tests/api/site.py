@@ -21,14 +21,15 @@ from atm.api.guard import AsgiApp
 from atm.api.server import Server, bind, metrics_app, url_of
 from atm.api.waiters import Waiters
 from atm.config import ApiKey
+from atm.context import Context
 from atm.coordinators.local import LocalCoordinator
-from atm.executor import Context, Registry, executes
 from atm.executors import trial
 from atm.health import Health
 from atm.metrics import Metrics
 from atm.nursery.balance import LeastTask
 from atm.nursery.supervisor import Parts, supervise
 from atm.nursery.worker import Worker
+from atm.registry import Registry, executes
 from atm.stores.sqlite import SqliteStore
 from atm.task import Task
 

@@ -12,8 +12,8 @@ import redis
 import trio
 import trio.testing
 
-from atm.coordinator import CancelRequest, TaskEvent
-from atm.coordinators import redis as module
+from atm.coordinator import CancelRequest, Hint, TaskEvent
+from atm.coordinators import redis_words
 from atm.coordinators.redis import RedisCoordinator
 from atm.coordinators.redis_wire import Line, Script
 from atm.nursery.balance import LeastTask
@@ -79,10 +79,10 @@ async def test_parked_tasks_stand_in_lines_of_their_own(hall: Hall, redis_server
 
 async def test_types_may_have_colons(hall: Hall) -> None:
     await hall.worker(types=["mail:send:1"])
-    await hall.coordinator.push([module.Hint("t1", "mail:send:1", -1), module.Hint("t2", "mail:send:1", 1, 0.01)])
+    await hall.coordinator.push([Hint("t1", "mail:send:1", -1), Hint("t2", "mail:send:1", 1, 0.01)])
     await hall.sleep(2)
     assert await hall.serve() == ["t2", "t1"]
-    assert hall.taken["t1"] == module.Hint("t1", "mail:send:1", -1)
+    assert hall.taken["t1"] == Hint("t1", "mail:send:1", -1)
     await hall.block("t1")
     await hall.coordinator.unblock("mail:send:1", 1)
     assert await hall.serve() == ["t1"]
@@ -112,10 +112,10 @@ async def test_the_age_of_a_queue_is_that_of_the_id_at_its_head(
     hall: Hall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = 1_760_000_000
-    monkeypatch.setattr(module.time, "time", lambda: made + 30.0)
+    monkeypatch.setattr(redis_words.time, "time", lambda: made + 30.0)
     prefix = f"{made * 1000:012x}"
     task_id = f"{prefix[:8]}-{prefix[8:]}-7abc-8abc-0123456789ab"
-    await hall.coordinator.push([module.Hint(task_id, "a", 0), module.Hint("b", "a", 1)])
+    await hall.coordinator.push([Hint(task_id, "a", 0), Hint("b", "a", 1)])
     assert [queue.oldest_age for queue in await hall.queues()] == [0, 30, 0]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import trio
 
+from atm.context import CommandResult, Context
 from atm.errors import CommandFailed
-from atm.executor import CommandResult, Context, FunctionExecutor
+from atm.executor import FunctionExecutor
 from atm.executors.command import CommandRunner
 from atm.executors.guarded import MARK, Guards
 from atm.task import Status, Task

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from atm.executor import Executor, Registry
+from atm.executor import Executor
 from atm.executors import loading
 from atm.executors.email import EmailExecutor
 from atm.executors.http import HttpExecutor
 from atm.executors.shell import ShellExecutor
+from atm.registry import Registry
 from atm.testing import check_cancel_safety
 from executors.mail import mail_server_of_others
 from executors.web import Certificate, Names, answer, certificate, web

@@ -12,9 +12,10 @@ import pytest
 
 from atm.config import ExecutorSpec
 from atm.errors import ConfigError
-from atm.executor import Executor, FunctionExecutor, Registry
+from atm.executor import Executor, FunctionExecutor
 from atm.executors import loading
 from atm.executors.email import EmailExecutor
+from atm.registry import Registry
 
 SHIPPED = {"send_email", "http_request", "webhook", "echo", "sleep"}
 

@@ -12,10 +12,11 @@ from typing import Any, cast
 import trio
 
 from atm import families
+from atm.context import Context
 from atm.coordinator import Balance, CancelRequest, Hint, Overview, TaskEvent
 from atm.coordinators.local import LocalCoordinator
 from atm.errors import StoreUnavailable
-from atm.executor import Context, Executor
+from atm.executor import Executor
 from atm.health import Health
 from atm.metrics import Metrics
 from atm.nursery import balance

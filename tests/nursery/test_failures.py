@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from atm.executor import Context
+from atm.context import Context
 from atm.nursery.run import MAX_DETAILS, MAX_NAME, MAX_RESULT, MAX_WIDTH
 from atm.task import LogType, Status, Task
 from nursery.bench import AttemptKit, Bench, MakeBench, sleeping

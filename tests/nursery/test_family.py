@@ -10,8 +10,8 @@ import trio
 from trio.testing import MockClock
 
 from atm import families
+from atm.context import Context
 from atm.errors import ChildFailed, NonRetryable
-from atm.executor import Context
 from atm.store import TaskFilter
 from atm.task import Status, Task
 from nursery.bench import Bench, MakeBench, sleeping

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from atm.executor import Context
+from atm.context import Context
 from atm.nursery.heartbeat import beat
 from atm.nursery.worker import LEASE_MARGIN
 from atm.task import Status, Task

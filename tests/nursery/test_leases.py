@@ -6,8 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from atm.context import Context
 from atm.errors import StoreUnavailable, WorkerIdTaken
-from atm.executor import Context
 from atm.nursery.supervisor import ENROL_INTERVAL, ENROL_MARGIN, RECORD_PATIENCE
 from atm.nursery.worker import LEASE_MARGIN
 from atm.task import Status, Task

@@ -6,8 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from atm.context import Context
 from atm.coordinator import Hint
-from atm.executor import Context
 from atm.nursery import worker as worker_module
 from atm.nursery.worker import POLL_INTERVAL
 from atm.store import NewTask

@@ -9,10 +9,10 @@ import trio
 from msgspec.structs import replace
 from trio.testing import MockClock
 
+from atm.context import Context
 from atm.coordinator import Hint, WorkerInfo
 from atm.coordinators.local import LocalCoordinator
 from atm.errors import StoreUnavailable
-from atm.executor import Context
 from atm.metrics import Metrics
 from atm.nursery import balance, recovery
 from atm.store import Recovered, Settled, Store

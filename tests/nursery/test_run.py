@@ -11,8 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from atm.context import Context
 from atm.errors import NonRetryable, RetryLater
-from atm.executor import Context, TaskResult
+from atm.executor import TaskResult
 from atm.nursery.run import MAX_DETAILS, MAX_ERROR, MAX_RESULT, Run, attempt
 from atm.store import Outcome
 from atm.task import RetryStrategy, Status, Task, TaskType

@@ -12,8 +12,8 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock
 
+from atm.context import Context
 from atm.coordinator import Hint
-from atm.executor import Context
 from atm.nursery import places
 from atm.nursery.run import Run
 from atm.nursery.stuck import LOOK, STUCK_MARGIN

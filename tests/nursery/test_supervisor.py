@@ -11,8 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from atm.context import Context
 from atm.errors import StartError, StoreDamaged, StoreUnavailable
-from atm.executor import Context, Executor
+from atm.executor import Executor
 from atm.nursery.stuck import STUCK_MARGIN
 from atm.nursery.supervisor import CLAIM_PATIENCE, RECORD_PATIENCE, STUCK_EXIT
 from atm.task import Status, Task

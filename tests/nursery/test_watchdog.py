@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from atm.executor import Context
+from atm.context import Context
 from atm.metrics import Metrics
 from atm.nursery import watchdog
 from atm.nursery.run import Run, attempt

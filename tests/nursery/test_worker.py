@@ -9,9 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from atm.context import Context
 from atm.coordinator import CancelRequest, Hint
 from atm.errors import NonRetryable
-from atm.executor import Context
 from atm.store import CancelState, NewTask
 from atm.task import LogType, RetryStrategy, Status, Task, new_task_id
 from nursery.bench import MakeBench, sleeping

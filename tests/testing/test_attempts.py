@@ -8,8 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from atm.context import Context
 from atm.errors import ConfigError, NonRetryable, RetryLater
-from atm.executor import Context, Executor, TaskResult, executes
+from atm.executor import Executor, TaskResult
+from atm.registry import executes
 from atm.task import LogType, RetryStrategy, Status, Task, TaskType, legal_path
 from atm.testing import Ended, run_executor
 

@@ -16,7 +16,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from atm.executor import Context, Executor, executes
+from atm.context import Context
+from atm.executor import Executor
+from atm.registry import executes
 from atm.task import Task
 from atm.testing import check_cancel_safety, leftovers
 

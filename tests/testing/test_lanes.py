@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from atm.executor import Context, executes
+from atm.context import Context
 from atm.executors.plain import PlainContext
+from atm.registry import executes
 from atm.task import Task
 from atm.testing import check_cancel_safety, run_executor
 

@@ -43,9 +43,9 @@ def source_of(key: str, path: str | None) -> str:
 
 def load_all(config: Config) -> list[str]:
     """Load what the settings name, as a node does; the task types that it would run. Raises ConfigError."""
-    from atm.executor import Registry
     from atm.executors import loading
     from atm.nursery import balance
+    from atm.registry import Registry
 
     registry = Registry()
     loading.load_shipped(registry)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import trio
 
+from atm.context import CommandResult, Context
 from atm.errors import CommandFailed
-from atm.executor import CommandResult, Context
 from atm.executors.guarded import END, Guarded, Guards
 
 CHUNK = 64 * 1024
@@ -18,7 +18,7 @@ LAST_WORDS = 1.0
 
 
 class CommandRunner:
-    """Implements ``atm.executor.Commands``."""
+    """Implements ``atm.context.Commands``."""
 
     def __init__(self, guards: Guards) -> None:
         self._guards = guards

@@ -22,8 +22,9 @@ from typing import Any, TextIO
 
 import trio
 
+from atm.context import Context
 from atm.errors import ConfigError, NonRetryable
-from atm.executor import Context, Executor, TaskResult
+from atm.executor import Executor, TaskResult
 from atm.task import Task
 
 BACKENDS = ("console", "smtp")

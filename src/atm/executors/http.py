@@ -23,8 +23,9 @@ from typing import Any
 import httpx
 import trio
 
+from atm.context import Context
 from atm.errors import ConfigError, NonRetryable, RetryLater
-from atm.executor import Context, Executor, TaskResult
+from atm.executor import Executor, TaskResult
 from atm.executors.addresses import Gate, Lookup, NotAllowed
 from atm.executors.http_answer import MAX_RESPONSE, Collected, result_of, retry_after
 from atm.executors.http_payload import REDIRECTS, Order, is_header, origin_of

@@ -10,11 +10,12 @@ from typing import Any
 
 from atm.config import ExecutorSpec
 from atm.errors import ConfigError
-from atm.executor import Executor, Registry, marked_executor
+from atm.executor import Executor
 from atm.executors import trial
 from atm.executors.email import EmailExecutor
 from atm.executors.http import HttpExecutor
 from atm.imports import import_module, one_line
+from atm.registry import Registry, marked_executor
 
 ENTRY_POINT_GROUP = "atm.executors"
 

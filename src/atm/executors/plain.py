@@ -1,4 +1,4 @@
-"""The context of blocking code: ``atm.executor.Context`` without ``await``."""
+"""The context of blocking code: ``atm.context.Context`` without ``await``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from atm.executor import MAX_OUTPUT, CancelReason, CommandResult, result_of
+from atm.children import result_of
+from atm.context import MAX_OUTPUT, CancelReason, CommandResult
 from atm.task import Task
 
 

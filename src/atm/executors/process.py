@@ -18,8 +18,9 @@ from typing import Any
 
 import trio
 
+from atm.context import Context
 from atm.errors import NonRetryable, RetryLater, WorkerDied
-from atm.executor import Context, Executor, LaneExecutor, TaskResult, name_of
+from atm.executor import Executor, LaneExecutor, TaskResult, name_of
 from atm.executors.guarded import Guarded, Guards
 from atm.executors.process_talk import (
     LENGTH,

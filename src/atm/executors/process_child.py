@@ -22,8 +22,9 @@ from typing import Any
 
 import msgspec
 
+from atm.context import MAX_OUTPUT, CancelReason, CommandResult
 from atm.errors import NonRetryable, RetryLater, leaf_of
-from atm.executor import MAX_OUTPUT, MAX_RESULT, CancelReason, CommandResult, TaskResult
+from atm.executor import MAX_RESULT, TaskResult
 from atm.executors.plain import PlainChild, PlainContext
 from atm.executors.process_talk import (
     LENGTH,

@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atm.context import Context
 from atm.errors import ConfigError, NonRetryable, RetryLater
-from atm.executor import Context, Executor, TaskResult
+from atm.executor import Executor, TaskResult
 from atm.task import Task
 
 FIELDS = ("argv", "input", "cwd", "env")

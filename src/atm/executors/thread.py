@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 import trio
 
-from atm.executor import MAX_OUTPUT, CancelReason, CommandResult, Context, Executor, LaneExecutor
+from atm.context import MAX_OUTPUT, CancelReason, CommandResult, Context
+from atm.executor import Executor, LaneExecutor
 from atm.executors.plain import PlainChild, PlainContext, RunCancelled
 from atm.task import Task
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import trio
 
+from atm.context import Context
 from atm.errors import NonRetryable
-from atm.executor import Context, executes
+from atm.registry import executes
 from atm.task import Task
 
 MAX_SECONDS = 1e9

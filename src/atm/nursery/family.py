@@ -12,9 +12,9 @@ from functools import partial
 
 import trio
 
+from atm.context import Context
 from atm.coordinator import Coordinator, Hint, TaskEvent
 from atm.errors import AtmError, SpawnRefused
-from atm.executor import Context
 from atm.flag import Flag
 from atm.metrics import Metrics
 from atm.nursery.patience import persist
@@ -29,7 +29,7 @@ LOOK_BATCH = 1000
 
 
 class Family:
-    """Implements ``atm.executor.Family``.
+    """Implements ``atm.children.Family``.
 
     Args:
         slots: those of the worker, of which runs that wait lend theirs.

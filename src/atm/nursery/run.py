@@ -18,8 +18,9 @@ from typing import Any
 
 import trio
 
+from atm.context import Context
 from atm.errors import NonRetryable, RetryLater
-from atm.executor import MAX_RESULT, Context, Executor, TaskResult
+from atm.executor import MAX_RESULT, Executor, TaskResult
 from atm.store import Outcome, Receipt
 from atm.task import Status, Task, TaskType, duration
 

@@ -18,8 +18,9 @@ import trio
 from msgspec.structs import replace
 
 from atm import families
+from atm.context import Commands, Context
 from atm.coordinator import CancelRequest, Coordinator, Hint, TaskEvent, WorkerInfo
-from atm.executor import Commands, Context, Executor
+from atm.executor import Executor
 from atm.flag import Flag
 from atm.metrics import Metrics
 from atm.nursery.family import Family

@@ -12,11 +12,13 @@ import msgspec
 import trio
 from msgspec.structs import replace
 
-from atm.executor import Context, Executor, FunctionExecutor, Registry, marked_executor, name_of
+from atm.context import Context
+from atm.executor import Executor, FunctionExecutor, name_of
 from atm.executors.lanes import Lanes
 from atm.nursery.places import whereabouts
 from atm.nursery.run import SHUTDOWN, Run, attempt
 from atm.nursery.stuck import STUCK_MARGIN
+from atm.registry import Registry, marked_executor
 from atm.store import LogRow, NewTask, Note
 from atm.stores import decide
 from atm.task import LogType, Status, Task, TaskType, new_task_id
@@ -280,7 +282,7 @@ class Trial:
 
 
 class Children:
-    """Implements ``atm.executor.Family``: each child is one attempt, made when its parent first waits for it."""
+    """Implements ``atm.children.Family``: each child is one attempt, made when its parent first waits for it."""
 
     def __init__(self, options: Options, lanes: Lanes) -> None:
         self.spawned: list[tuple[str, dict[str, Any]]] = []

@@ -19,8 +19,9 @@ MOST = 1000
 """Checkpoints; work that has more is not cut at all of them in a test's time."""
 
 _ROOT = Path(__file__).parent.parent
-_BETWEEN = tuple(
-    str(path) for path in (Path(trio.__file__).parent, _ROOT / "executor.py", _ROOT / "nursery", _ROOT / "testing")
+_BETWEEN = (
+    str(Path(trio.__file__).parent),
+    *(str(_ROOT / name) for name in ("context.py", "children.py", "nursery", "testing")),
 )
 """What stands between the executor's lines and the wait."""
 
