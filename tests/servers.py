@@ -319,6 +319,8 @@ def template() -> Path:
         command = [daemon(), *shape(), "--initialize-insecure", f"--datadir={data}"]
     else:
         command = [program("mariadb-install-db"), *shape(), f"--datadir={data}", "--skip-test-db"]
+        # In a common one each server deletes at its start what others have there.
+        command.append(f"--tmpdir={folder}")
         command += ["--auth-root-authentication-method=normal", "--innodb-flush-log-at-trx-commit=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     if done.returncode != 0:

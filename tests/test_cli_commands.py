@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from atm.api import keys
 from atm.cli import main
 from running import ATM, PATIENCE, free_ports, node
+from sdk.rude import Rude, whole
 
 TASKS = """
 from pathlib import Path
@@ -148,7 +149,13 @@ def test_a_payload_may_come_from_a_file_or_from_stdin() -> None:
 
 @pytest.mark.parametrize(
     ("payload", "reason"),
-    [("{", "is not JSON"), ("[1]", "must be an object"), ('{"a": 1, "a": 2}', "twice"), ('{"a": NaN}', "NaN")],
+    [
+        ("{", "is not JSON"),
+        ("[1]", "must be an object"),
+        ('{"a": 1, "a": 2}', "twice"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": -1e400}', "-1e400 is too large"),
+    ],
 )
 def test_a_payload_that_is_none_is_a_wrong_use(payload: str, reason: str) -> None:
     told = run("submit", "echo", "-p", payload, code=2)
@@ -307,6 +314,15 @@ def test_types_are_listed_and_set() -> None:
     assert "backoff_rate" in run("types", "set", "shy", "--backoff-rate", "0", code=5).stderr
 
 
+def test_what_stands_before_the_command_of_a_group_counts_for_it(site: Site) -> None:
+    [port] = free_ports(1)
+    away = f"http://127.0.0.1:{port}"
+    told = run("types", "--url", away, "set", "shy", "--max-concurrent", "1", code=69)
+    assert away in told.stderr
+    told = run("types", "--url", away, "--json", "set", "shy", "--url", site.url, "--max-concurrent", "3")
+    assert json.loads(told.stdout)["max_concurrent"] == 3
+
+
 # bench
 
 
@@ -360,12 +376,26 @@ def test_the_address_comes_from_a_flag_the_environment_or_the_config(
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://host", "localhost:8080", "http://", "http://user:secret@host", "http://h:x"]
+    "url",
+    [
+        "ftp://host",
+        "localhost:8080",
+        "http://",
+        "http://user:secret@host",
+        "http://@host",
+        "http://h:x",
+        "http://h:0",
+        "http://a..b",
+        "http://xn--",
+        "http://h\n",
+    ],
 )
-def test_an_address_that_is_none_is_a_wrong_use(url: str) -> None:
+def test_an_address_that_is_none_is_a_wrong_use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = run("ls", "--url", url, code=2)
     assert "--url" in told.stderr
     assert "secret" not in told.stderr
+    monkeypatch.setenv("ATM_URL", url)
+    assert "ATM_URL" in run("ls", code=78).stderr
 
 
 # as a process
@@ -389,6 +419,32 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     script = f"set -o pipefail; {sys.executable} -m atm watch --interval 100ms | head -1"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 141
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["workers"], ["workers", "--json"], ["--help"], ["get", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_told(arguments: list[str], unbuffered: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*ATM, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert done.returncode == 74
+    assert done.stderr == "atm: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_is_one_that_nobody_wants(closed: str) -> None:
+    script = f"{sys.executable} -m atm workers --json {closed}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0
     assert done.stderr == ""
 
 
@@ -477,6 +533,14 @@ def test_the_doctor_tells_that_the_server_is_away(monkeypatch: pytest.MonkeyPatc
     assert away["check"] == "server"
     assert "no node answers" in away["message"]
     assert away["advice"]
+
+
+def test_the_doctor_tells_that_the_server_is_no_atm() -> None:
+    with Rude(whole("404 Not Found", b"<html>")) as server:
+        report = document("doctor", "--url", server.url, code=1)
+    [other] = [finding for finding in report["findings"] if finding["level"] == "error"]
+    assert other["check"] == "server"
+    assert "no atm server" in other["message"]
 
 
 def test_the_doctor_sees_what_a_killed_node_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,13 @@ def test_what_waits_for_nothing_that_will_come_is_told() -> None:
     assert levels(checks.of_waiting(seen, frozenset())) == [("waiting", "warning")] * 2
 
 
+def test_that_all_is_well_is_not_said_of_what_was_not_looked_at() -> None:
+    echo = frozenset({"echo"})
+    assert levels(checks.of_types({"echo": 500}, echo, only_newest=500)) == [("waiting", "info")]
+    assert levels(checks.of_types({"typo": 500}, echo, only_newest=500)) == [("waiting", "warning")]
+    assert levels(checks.of_types({"echo": 3}, echo)) == [("waiting", "ok")]
+
+
 def test_workers_that_are_silent_gone_or_leave_are_told() -> None:
     assert levels(checks.of_workers([], NOW)) == [("workers", "error")]
     silent = worker(last_heartbeat=NOW - timedelta(seconds=20))

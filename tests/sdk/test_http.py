@@ -108,6 +108,13 @@ def test_a_server_that_is_away_is_named(connect: Connect) -> None:
     assert client.livez().ok is False
 
 
+def test_a_server_that_is_no_atm_is_not_well(connect: Connect) -> None:
+    with Rude(whole("404 Not Found", b"<html>")) as server:
+        health = connect(server.url).livez()
+    assert health.ok is False
+    assert "no atm server" in health.reason
+
+
 def test_a_server_that_comes_late_is_found(connect: Connect) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -223,6 +230,10 @@ def test_the_environment_says_where_and_with_which_key(connect: Connect, monkeyp
         ({"base_url": "http://user:secret@localhost"}, "base_url"),
         ({"base_url": "http://localhost:8080/?x=1"}, "base_url"),
         ({"base_url": "http://localhost:99999"}, "base_url"),
+        ({"base_url": "http://localhost:0"}, "base_url"),
+        ({"base_url": "http://localhost\n"}, "base_url"),
+        ({"base_url": "http://a..b"}, "base_url"),
+        ({"base_url": "http://xn--"}, "base_url"),
         ({"api_key": "two words"}, "api_key"),
         ({"api_key": "a\r\nb"}, "api_key"),
         ({"timeout": 0}, "timeout"),

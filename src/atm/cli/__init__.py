@@ -51,7 +51,8 @@ class _Main(click.Group):
         # Whoever completes a line wants to know the commands, too.
         if not ctx.resilient_parsing and (not args or (args[0].startswith("-") and args[0] not in own)):
             args = ["serve", *args]
-        return super().parse_args(ctx, args)
+        with guarded():
+            return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

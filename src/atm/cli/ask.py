@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
 
@@ -50,12 +49,14 @@ class Asker:
 
     def url(self) -> str:
         """Raises ConfigError, click.UsageError."""
+        from atm.client.http import reason_against
+
         if self._given:
-            if reason := _reason_against(self._given):
+            if reason := reason_against(self._given):
                 raise click.BadParameter(reason, param_hint="--url")
             return self._given
         if told := os.environ.get("ATM_URL"):
-            if reason := _reason_against(told):
+            if reason := reason_against(told):
                 raise ConfigError("ATM_URL", reason)
             return told
         return url_of(self.config())
@@ -87,19 +88,6 @@ class Asker:
         if patient:
             return Client(self.url(), api_key=key)
         return Client(self.url(), api_key=key, retries=RETRIES, retry_for=RETRY_FOR)
-
-
-def _reason_against(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        return "expected an address such as http://host:8080"
-    if parts.username or parts.password:
-        return "must not contain a user or password; the key goes into ATM_API_KEY or --api-key-file"
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        return "expected an address such as http://host:8080"
-    return None
 
 
 def url_of(config: Config) -> str:

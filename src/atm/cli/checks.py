@@ -134,8 +134,10 @@ def of_waiting(seen: Survey, supported: frozenset[str]) -> Iterator[Finding]:
         yield Finding("waiting", Level.WARNING, text, advice)
 
 
-def of_types(waiting: dict[str, int], supported: frozenset[str]) -> Iterator[Finding]:
-    """``waiting``: due tasks by type."""
+def of_types(
+    waiting: dict[str, int], supported: frozenset[str], *, only_newest: int | None = None
+) -> Iterator[Finding]:
+    """``waiting``: due tasks by type; ``only_newest``: among so many, if there are more."""
     lost = {name: number for name, number in waiting.items() if name not in supported}
     if lost:
         text = f"for want of a worker of their type: {tasks_of(sum(lost.values()))}, of {some(lost)}"
@@ -143,6 +145,9 @@ def of_types(waiting: dict[str, int], supported: frozenset[str]) -> Iterator[Fin
             "look at the spelling of the type, at `executors` and worker.supported_types; or start such a worker"
         )
         yield Finding("waiting", Level.WARNING, text, advice)
+    elif only_newest is not None:
+        text = f"none of the newest {only_newest} tasks waits for want of a worker; the others were not looked at"
+        yield Finding("waiting", Level.INFO, text, "run this where a node's config is: the store knows them all")
     else:
         yield Finding("waiting", Level.OK, "no type waits for want of a worker")
 

@@ -87,6 +87,9 @@ def types(ctx: click.Context, asker: Asker, as_json: bool) -> None:
     """List the settings of the task types; `types set` changes them."""
     if ctx.invoked_subcommand is None:
         _list_types(asker, as_json)
+    else:
+        # Given here they count for the command, too.
+        ctx.default_map = {ctx.invoked_subcommand: ctx.params}
 
 
 @types.command("list")

@@ -172,7 +172,7 @@ def _as_served(served: Served) -> Iterator[Finding]:
     for task in due:
         counts[task.task_type] = counts.get(task.task_type, 0) + 1
     yield of_running(served.running, served.workers)
-    yield from of_types(counts, _supported(served))
+    yield from of_types(counts, _supported(served), only_newest=PAGE if len(served.waiting) == PAGE else None)
 
 
 def _embedded(config: Config, served: Served | None) -> Iterator[Finding]:

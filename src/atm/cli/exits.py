@@ -26,6 +26,7 @@ EXIT_REFUSED = 5
 EXIT_UNAVAILABLE = 69
 EXIT_SOFTWARE = 70
 EXIT_DAMAGED = 74
+EXIT_OUTPUT = 74
 EXIT_CONFIG = 78
 EXIT_WAITED = 124
 """As of timeout(1)."""
@@ -37,10 +38,14 @@ EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 """As a shell sees who SIGINT or SIGPIPE has ended."""
 
+UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What becomes of output that nobody takes."""
+
 
 @contextmanager
 def guarded() -> Iterator[None]:
     """Turn what a command raises into one line and a code. Raises SystemExit, click's own exceptions, bugs."""
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -57,14 +62,25 @@ def guarded() -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(EXIT_INTERRUPTED) from None
     except OSError as error:
-        if error.errno != errno.EPIPE:
+        # A file of ours would have its name there.
+        if error.errno not in UNWRITABLE or error.filename is not None:
             raise
         _drop_output()
-        raise SystemExit(EXIT_PIPE) from None
+        if error.errno == errno.EPIPE:
+            raise SystemExit(EXIT_PIPE) from None
+        click.echo(f"atm: the output cannot be written: {error.strerror}", err=True)
+        raise SystemExit(EXIT_OUTPUT) from None
+
+
+def _open_closed() -> None:
+    """Who closes a stream wants nothing from it; and no file of ours must get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - until the process ends
 
 
 def _drop_output() -> None:
-    """Nobody reads any more; what is still buffered must not fail once more at the very end."""
+    """What is still buffered must not fail once more at the very end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

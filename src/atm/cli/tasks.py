@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -74,7 +75,7 @@ def _payload(text: str | None, path: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        payload = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        payload = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise click.BadParameter(f"is not JSON: {error}", param_hint=hint) from None
     if not isinstance(payload, dict):
@@ -88,6 +89,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is given twice")
     return made
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _no_number(name: str) -> None:

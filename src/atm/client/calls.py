@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from atm.client import bulk
-from atm.client.errors import ApiError, ConnectionFailed, NotFound, WaitTimeout, end_of
+from atm.client.errors import ApiError, BadAnswer, ConnectionFailed, NotFound, WaitTimeout, end_of
 from atm.client.models import Health, Page, Task, TaskLog, TaskTypeSettings
 from atm.client.wire import Pause, Request, Session, Steps, model
 from atm.task import Status
@@ -111,7 +111,7 @@ def health(session: Session, path: str) -> Steps[Health]:
         answer = yield from session.ask(Request("GET", path, retried=False))
     except ApiError as error:
         return Health(False, error.message)
-    except ConnectionFailed as error:
+    except (ConnectionFailed, BadAnswer) as error:
         return Health(False, str(error))
     said = answer.data.get("status") if isinstance(answer.data, dict) else None
     return Health(True, str(said))

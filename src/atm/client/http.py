@@ -36,7 +36,8 @@ class _Settings:
 
     def __init__(self, base_url: str | None, api_key: str | None, timeout: float) -> None:
         self.base_url = (base_url or os.environ.get("ATM_URL") or DEFAULT_URL).rstrip("/")
-        _check_url(self.base_url)
+        if reason := reason_against(self.base_url):
+            raise ValueError(f"base_url: {reason}")
         key = api_key if api_key is not None else os.environ.get("ATM_API_KEY")
         if key and not (key.isascii() and key.isprintable() and " " not in key):
             raise ValueError("api_key: must be printable ASCII without blanks")
@@ -67,18 +68,20 @@ class _Settings:
         return self.timeout + request.extra
 
 
-def _check_url(url: str) -> None:
-    """Raises ValueError, without telling a password."""
+def reason_against(url: str) -> str | None:
+    """Why this is no address of a server, without telling a password; None: it is one."""
     try:
         parts = urlsplit(url)
-        httpx.URL(url)
-        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        # An umlaut is fine in a name; what no name can be is told late, and not as an error of httpx's.
+        (parts.hostname or "").encode("idna")
+        fits = httpx.URL(url).host and parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except (ValueError, httpx.InvalidURL):
         parts, fits = urlsplit(""), False
     if parts.username is not None or parts.password is not None:
-        raise ValueError("base_url: must not hold a user or a password; use api_key")
+        return "must not hold a user or a password; a server wants an API key"
     if not fits or parts.query or parts.fragment:
-        raise ValueError(f"base_url: must be as http://host:port, not {url!r}")
+        return f"must be as http://host:port, not {url!r}"
+    return None
 
 
 @contextmanager
