@@ -29,6 +29,7 @@ from hypercorn.utils import UnexpectedMessageError
 
 from atm.api.answer import BAD_METHOD, BAD_REQUEST, HEAD_TOO_LARGE, INTERNAL, NO_ROUTE, error_body
 from atm.api.guard import AsgiApp, Guard, Message, Receive, Scope, Send, refuse
+from atm.api.inbox import Inbox
 from atm.config import ApiKey
 from atm.errors import StartError
 from atm.metrics import Metrics
@@ -53,9 +54,6 @@ REQUESTS_PER_CONNECTION = 100_000
 RECEIVE_SIZE = 64 * 1024
 SEND_SIZE = 256 * 1024
 """Bytes."""
-
-BODY_PARTS = 10
-"""Parts of a body that wait for the application, at the most."""
 
 
 def bind(host: str, port: int, key: str) -> socket.socket:
@@ -169,6 +167,8 @@ class _Connection:
             with self._reading:
                 await self._read(protocol)
             await protocol.handle(Closed())
+            # Nobody is left to be answered.
+            self._requests.cancel_scope.cancel()
         if self._client_is_there and protocol.connection.their_state in (h11.SEND_BODY, h11.ERROR):
             await self._linger()
 
@@ -217,37 +217,14 @@ class _Connection:
         self, app: object, config: object, scope: object, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Message], Awaitable[None]]:
         """Have the application answer a request (hypercorn's interface). Returns what takes the request's body."""
-        into, out = trio.open_memory_channel[Message](BODY_PARTS)
-        is_over = False
-
-        async def put(message: Message) -> None:
-            nonlocal is_over
-            if message["type"] == "http.disconnect":
-                is_over = True
-                into.close()
-                return
-            # Once it is answered nobody wants the rest of a body.
-            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                try:
-                    into.send_nowait(message)  # spares the loop a round
-                except trio.WouldBlock:
-                    await into.send(message)
-
-        async def get() -> Message:
-            try:
-                try:
-                    return out.receive_nowait()
-                except trio.WouldBlock:
-                    return await out.receive()
-            except trio.EndOfChannel:
-                return {"type": "http.disconnect"}
+        inbox = Inbox()
 
         async def answer() -> None:
-            with into, out:
+            with contextlib.closing(inbox):
                 try:
-                    await self._app(cast("Scope", scope), get, send)
+                    await self._app(cast("Scope", scope), inbox, send)
                 except Exception:
-                    if is_over:
+                    if inbox.is_over:
                         return  # Quart tells so that its client has left
                     logger.exception("request failed")
                     with contextlib.suppress(UnexpectedMessageError):  # a part of an answer is out already
@@ -255,7 +232,7 @@ class _Connection:
             await send(None)
 
         self._requests.start_soon(answer)
-        return put
+        return inbox.put
 
 
 class _Protocol(H11Protocol):
