@@ -195,8 +195,17 @@ def duration(seconds: float) -> str:
 
 _last_id_ms = 0
 _last_id_counter = 0
-_randomness = bytearray()
-os.register_at_fork(after_in_child=_randomness.clear)
+_id_head = ""
+_randomness = ""
+_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+
+
+def _forget_randomness() -> None:
+    global _randomness
+    _randomness = ""
+
+
+os.register_at_fork(after_in_child=_forget_randomness)
 
 
 def new_task_id() -> str:
@@ -205,17 +214,15 @@ def new_task_id() -> str:
     The 12 bits after the time count within the millisecond (method 1 of section 6.2); when they run
     over, the time field moves ahead. Randomness is fetched for many ids at a time.
     """
-    global _last_id_ms, _last_id_counter
+    global _last_id_ms, _last_id_counter, _id_head, _randomness
     now = time.time_ns() // 1_000_000
-    if now > _last_id_ms:
-        _last_id_ms, _last_id_counter = now, 0
+    if now > _last_id_ms or _last_id_counter == 0xFFF:
+        _last_id_ms, _last_id_counter = max(now, _last_id_ms + 1), 0
+        text = f"{_last_id_ms:012x}"
+        _id_head = f"{text[:8]}-{text[8:]}-7"
     else:
         _last_id_counter += 1
-        if _last_id_counter > 0xFFF:
-            _last_id_ms, _last_id_counter = _last_id_ms + 1, 0
     if not _randomness:
-        _randomness.extend(os.urandom(8 * 1024))
-    tail = int.from_bytes(_randomness[-8:]) & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-    del _randomness[-8:]
-    text = f"{_last_id_ms:012x}7{_last_id_counter:03x}{tail:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        _randomness = os.urandom(512).hex()
+    tail, _randomness = _randomness[:16], _randomness[16:]
+    return f"{_id_head}{_last_id_counter:03x}-{_VARIANT[tail[0]]}{tail[1:4]}-{tail[4:]}"
