@@ -9,17 +9,14 @@ from http import HTTPStatus
 from typing import Any
 
 from quart import Response
-from quart.utils import encode_headers
-from quart_trio import QuartTrio
-from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import HTTPException
 
 from atm.api import answer, documents, health, operations, overview, task_types, tasks
 from atm.api.answer import ApiError
 from atm.api.body import MAX_BATCH, MAX_TASK
-from atm.api.inbox import Inbox
 from atm.api.waiters import Waiters
+from atm.api.web import App
 from atm.coordinator import Coordinator
 from atm.errors import StoreError
 from atm.health import Health
@@ -62,52 +59,27 @@ class _Request(TrioRequest):
         super().__init__(method, scheme, path, *rest, **options)
 
 
-class _Exchange(TrioASGIHTTPConnection):
-    """One request and its answer.
-
-    Quart has a task read on while another answers. Where the whole body has come neither is needed, which halves
-    what Quart costs: the server cancels what it has asked for when the client leaves.
-    """
-
-    async def __call__(self, receive: Any, send: Any) -> None:
-        body = receive.whole_body() if isinstance(receive, Inbox) else None
-        if body is None:
-            await super().__call__(receive, send)
-            return
-        request = self._create_request_from_scope(send)
-        request.body.set_result(body)
-        await self._send_response(send, await self.app.handle_request(request))
-
-    async def _send_response(self, send: Any, response: Any) -> None:
-        """In one piece: no answer of ours is a stream."""
-        headers = encode_headers(response.headers)
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": await response.get_data(as_text=False)})
-
-
-def build_app(services: Services) -> QuartTrio:
+def build_app(services: Services) -> App:
     """The application, to be served by ``atm.api.server``."""
-    app = QuartTrio("atm", static_folder=None)
+    app = App("atm", _failure)
     app.request_class = _Request
-    app.asgi_http_class = _Exchange
     app.config["BODY_TIMEOUT"] = BODY_PATIENCE
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # its answer is not the envelope
-    app.url_map.strict_slashes = False
-    app.url_map.merge_slashes = False
     for resource in (tasks, overview, task_types, health, documents):
         resource.add_routes(app, services)
-    app.register_error_handler(ApiError, _api_error)
-    app.register_error_handler(StoreError, _store_away)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _bug)
     return app
 
 
-async def _api_error(error: ApiError) -> Response:
-    return answer.failure(error)
+async def _failure(error: Exception) -> Response:
+    if isinstance(error, ApiError):
+        return answer.failure(error)
+    if isinstance(error, StoreError):
+        return _store_away(error)
+    if isinstance(error, HTTPException):
+        return _http_error(error)
+    return _bug(error)
 
 
-async def _store_away(error: StoreError) -> Response:
+def _store_away(error: StoreError) -> Response:
     seldom.error(f"request refused: {error}")
     headers = {"Retry-After": RETRY_AFTER}
     return answer.failure(ApiError(answer.STORE_AWAY, "the store is unavailable; try again", headers=headers))
@@ -122,14 +94,14 @@ _HTTP_CODES = {
 }
 
 
-async def _http_error(error: HTTPException) -> Response:
+def _http_error(error: HTTPException) -> Response:
     status = error.code or 500
     headers = {name: value for name, value in error.get_headers() if name == "Allow"}
     code = _HTTP_CODES.get(status, status * 100)
     return answer.failure(ApiError(code, HTTPStatus(status).phrase.lower(), headers=headers))
 
 
-async def _bug(error: Exception) -> Response:
+def _bug(error: Exception) -> Response:
     incident = uuid.uuid4().hex
     logger.exception("request failed", exc_info=error, extra={"incident": incident})
     return answer.failure(ApiError(answer.INTERNAL, f"internal error {incident}; the log has more"))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 import trio
-from quart import request
+from quart import Request
 
 from atm.api.answer import BAD_JSON, BAD_MEDIA_TYPE, BODY_TIMEOUT, MAX_PROBLEMS, TOO_LARGE, ApiError, invalid
 from atm.store import NewTask
@@ -104,21 +104,21 @@ def _number(text: str) -> float:
 _decode = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_number).decode
 
 
-async def read_json(limit: int) -> tuple[bytes, dict[str, Any]]:
+async def read_json(request: Request, limit: int) -> tuple[bytes, dict[str, Any]]:
     """The request's body, as bytes and decoded. Raises ApiError: 400, 413 or 415."""
-    body = await _read(limit)
+    body = await _read(request, limit)
     return body, decode_object(body)
 
 
-async def read_batch() -> list[NewTask]:
+async def read_batch(request: Request) -> list[NewTask]:
     """The tasks of a batch's body. Raises ApiError: 400, 413, 415 or 422."""
-    body = await _read(MAX_BATCH)
+    body = await _read(request, MAX_BATCH)
     if len(body) <= MAX_TASK:
         return new_tasks(body, decode_object(body))
     return await _new_tasks_one_by_one(body)
 
 
-async def _read(limit: int) -> bytes:
+async def _read(request: Request, limit: int) -> bytes:
     headers = request.headers
     kind = headers.get("Content-Type", "")
     if kind != "application/json" and (
@@ -129,14 +129,14 @@ async def _read(limit: int) -> bytes:
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiError(BAD_MEDIA_TYPE, "the body must not be compressed (Content-Encoding)")
     if request.content_length is None:
-        return await _read_chunks(limit)
+        return await _read_chunks(request, limit)
     if request.content_length > limit:
         raise _too_large("the body", limit)
     body: bytes = await request.get_data(cache=False, as_text=False, parse_form_data=False)
     return body
 
 
-async def _read_chunks(limit: int) -> bytes:
+async def _read_chunks(request: Request, limit: int) -> bytes:
     """A body that did not announce its length, given up as soon as it is too long."""
     body = bytearray()
     with trio.move_on_after(request.body_timeout or math.inf):
@@ -191,7 +191,7 @@ def new_task(body: bytes, fields: dict[str, Any], header_key: str | None) -> New
     return _build(fields, payload, "")
 
 
-def header_key() -> str | None:
+def header_key(request: Request) -> str | None:
     """The Idempotency-Key header. Raises ApiError 422."""
     found = request.headers.getlist("Idempotency-Key")
     if not found:

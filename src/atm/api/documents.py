@@ -9,23 +9,23 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import msgspec
-from quart import Response
-from quart_trio import QuartTrio
+from quart import Request, Response
 
 from atm.api import openapi, operations, page
 from atm.api.operations import serve
+from atm.api.web import App
 
 if TYPE_CHECKING:
     from atm.api.app import Services
 
 
-def add_routes(app: QuartTrio, services: Services) -> None:
+def add_routes(app: App, services: Services) -> None:
     has_keys = services.has_keys
 
-    async def machine() -> Response:
+    async def machine(request: Request) -> Response:
         return Response(openapi_bytes(has_keys), content_type=operations.JSON)
 
-    async def people() -> Response:
+    async def people(request: Request) -> Response:
         return Response(
             page_bytes(has_keys), headers=page.HEADERS, content_type=f"{operations.HTML}; charset=utf-8"
         )

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quart import Response
-from quart_trio import QuartTrio
+from quart import Request, Response
 
 from atm.api import operations
 from atm.api.answer import NOT_READY, ApiError, success
 from atm.api.operations import serve
+from atm.api.web import App
 from atm.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from atm.api.app import Services
 
 
-def add_routes(app: QuartTrio, services: Services) -> None:
+def add_routes(app: App, services: Services) -> None:
     health, store = services.health, services.store
 
-    async def livez() -> Response:
+    async def livez(request: Request) -> Response:
         return success({"status": "alive"})
 
-    async def readyz() -> Response:
+    async def readyz(request: Request) -> Response:
         if health.draining or not health.started:
             raise ApiError(NOT_READY, "draining" if health.draining else "starting")
         try:

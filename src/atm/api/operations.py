@@ -6,15 +6,13 @@ What is said here of parameters and bodies are the tables that check them; answe
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quart import Response
-from quart_trio import QuartTrio
-
 from atm.api import answer, body, examples, query, type_fields, views
 from atm.api.query import Parameters
+from atm.api.web import App, View
 
 PREFIX = "/api/v1"
 
@@ -71,10 +69,9 @@ class Operation:
     errors: Sequence[int] = ()
 
 
-def serve(app: QuartTrio, operation: Operation, view: Callable[..., Awaitable[Response]]) -> None:
+def serve(app: App, operation: Operation, view: View) -> None:
     """Have ``view`` answer the operation."""
-    rule = operation.path.replace("{", "<").replace("}", ">")
-    app.add_url_rule(rule, operation.id, view, methods=[operation.method])
+    app.add(operation.method, operation.path, operation.id, view)
 
 
 PATH_PARAMETERS: Parameters = {

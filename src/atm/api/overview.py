@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quart import Response
-from quart_trio import QuartTrio
+from quart import Request, Response
 
 from atm.api import operations, query, views
 from atm.api.answer import COORDINATOR_AWAY, ApiError, success
 from atm.api.operations import serve
+from atm.api.web import App
 from atm.coordinator import Overview
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RETRY_LATER = {"Retry-After": "1"}
 
 
-def add_routes(app: QuartTrio, services: Services) -> None:
+def add_routes(app: App, services: Services) -> None:
     coordinator = services.coordinator
 
     async def _look() -> Overview:
@@ -28,12 +28,12 @@ def add_routes(app: QuartTrio, services: Services) -> None:
             raise ApiError(COORDINATOR_AWAY, "the coordinator is unavailable; try again", headers=RETRY_LATER)
         return overview
 
-    async def workers() -> Response:
-        query.arguments()
+    async def workers(request: Request) -> Response:
+        query.arguments(request)
         return success([views.worker(info) for info in (await _look()).workers])
 
-    async def queues() -> Response:
-        query.arguments()
+    async def queues(request: Request) -> Response:
+        query.arguments(request)
         return success(views.queues(await _look()))
 
     serve(app, operations.LIST_WORKERS, workers)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from quart import request
+from quart import Request
 
 from atm.api.answer import invalid
 from atm.api.body import TASK_TYPE, TIME, milliseconds, task_type_reason, time_reason
@@ -85,7 +85,7 @@ LIST: Parameters = {
 TASK_ID: Mapping[str, Any] = {"type": "string", "format": "uuid", "pattern": f"^{_TASK_ID_PATTERN}$"}
 
 
-def arguments(known: Parameters = NONE) -> dict[str, str]:
+def arguments(request: Request, known: Parameters = NONE) -> dict[str, str]:
     """The query's parameters. Raises ApiError 422 for an unknown or repeated one."""
     found: dict[str, str] = {}
     for name, values in request.args.lists():

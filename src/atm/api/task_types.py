@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quart import Response
-from quart_trio import QuartTrio
+from quart import Request, Response
 
 from atm.api import body, operations, query, type_fields, views
 from atm.api.answer import invalid, success
 from atm.api.operations import serve
+from atm.api.web import App
 from atm.task import TaskType
 
 if TYPE_CHECKING:
     from atm.api.app import Services
 
 
-def add_routes(app: QuartTrio, services: Services) -> None:
+def add_routes(app: App, services: Services) -> None:
     store, coordinator = services.store, services.coordinator
 
-    async def all_types() -> Response:
+    async def all_types(request: Request) -> Response:
         """The configured types, and with their defaults those that a worker supports."""
-        query.arguments()
+        query.arguments(request)
         found = dict(await store.task_types())
         overview = await coordinator.overview()
         for info in overview.workers if overview else ():
@@ -29,12 +29,12 @@ def add_routes(app: QuartTrio, services: Services) -> None:
                 found.setdefault(name, TaskType(task_type=name))
         return success([views.task_type(found[name]) for name in sorted(found)])
 
-    async def put(task_type: str) -> Response:
+    async def put(request: Request, task_type: str) -> Response:
         """Change what the body names; the rest of the type's settings stays as it is."""
-        query.arguments()
+        query.arguments(request)
         if reason := body.task_type_reason(task_type):
             raise invalid(("task_type", reason))
-        _, fields = await body.read_json(type_fields.MAX_BODY)
+        _, fields = await body.read_json(request, type_fields.MAX_BODY)
         problems = [
             (name, reason)
             for name, value in fields.items()

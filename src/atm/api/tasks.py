@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
-from quart import Response, request
-from quart_trio import QuartTrio
+from quart import Request, Response
 
 from atm import families
 from atm.api import body, operations, query, views
 from atm.api.answer import BAD_STATE, KEY_CONFLICT, NO_TASK, ApiError, invalid, success
 from atm.api.operations import PREFIX, serve
+from atm.api.web import App
 from atm.coordinator import CancelRequest, Hint, TaskEvent
 from atm.errors import IdempotencyConflict
 from atm.store import CancelState, CancelVerdict, Created, NewTask, TaskFilter
@@ -29,7 +29,7 @@ PAGE_STEP = query.DEFAULT_PAGE + 1
 """Tasks fetched at a time; payload and result may be 1 MiB each."""
 
 
-def add_routes(app: QuartTrio, services: Services) -> None:
+def add_routes(app: App, services: Services) -> None:
     routes = TaskRoutes(services)
     serve(app, operations.CREATE_TASK, routes.create)
     serve(app, operations.CREATE_TASKS, routes.create_batch)
@@ -48,18 +48,18 @@ class TaskRoutes:
         self._waiters = services.waiters
         self._cancel_patience = services.cancel_patience
 
-    async def create(self) -> Response:
-        query.arguments()
-        content, fields = await body.read_json(body.MAX_TASK)
-        task = body.new_task(content, fields, body.header_key())
+    async def create(self, request: Request) -> Response:
+        query.arguments(request)
+        content, fields = await body.read_json(request, body.MAX_TASK)
+        task = body.new_task(content, fields, body.header_key(request))
         (created,) = await self._create([task], "")
         location = {"Location": f"{PREFIX}/tasks/{created.task_id}"}
         data: views.CreatedView = {"task_id": created.task_id}
         return success(data, status=200 if created.replayed else 201, headers=location)
 
-    async def create_batch(self) -> Response:
-        query.arguments()
-        tasks = await body.read_batch()
+    async def create_batch(self, request: Request) -> Response:
+        query.arguments(request)
+        tasks = await body.read_batch(request)
         if "Idempotency-Key" in request.headers:
             raise invalid(("Idempotency-Key", "is for single tasks; give each task of a batch its own key"))
         created = await self._create(tasks, "tasks[{}].")
@@ -80,8 +80,8 @@ class TaskRoutes:
             self._metrics.created(task_type, count)
         return created
 
-    async def get(self, task_id: str) -> Response:
-        wait = query.wait_seconds(query.arguments(query.WAIT).get("wait"))
+    async def get(self, request: Request, task_id: str) -> Response:
+        wait = query.wait_seconds(query.arguments(request, query.WAIT).get("wait"))
         _check_id(task_id)
         if wait is None:
             task = await self._store.get(task_id)
@@ -113,8 +113,8 @@ class TaskRoutes:
                 return "type_at_cap"
         return "no_free_slot" if all(w.draining or w.load >= w.capacity for w in workers) else "queued"
 
-    async def find(self) -> Response:
-        found = query.arguments(query.LIST)
+    async def find(self, request: Request) -> Response:
+        found = query.arguments(request, query.LIST)
         limit = query.page_size(found.get("limit"))
         before = query.after_cursor(found.get("cursor"))
         page, more = await self._page(query.task_filter(found), before, limit)
@@ -138,8 +138,8 @@ class TaskRoutes:
             before = part[-1].task_id
         return page[:limit], True
 
-    async def cancel(self, task_id: str) -> Response:
-        query.arguments()
+    async def cancel(self, request: Request, task_id: str) -> Response:
+        query.arguments(request)
         _check_id(task_id)
         began = trio.current_time()
         (verdict,) = await self._store.cancel([task_id])
@@ -175,8 +175,8 @@ class TaskRoutes:
             if verdict.changed and verdict.state is CancelState.CANCELLED:
                 await self._coordinator.publish([TaskEvent(task_id, Status.CANCELLED)])
 
-    async def retry(self, task_id: str) -> Response:
-        query.arguments()
+    async def retry(self, request: Request, task_id: str) -> Response:
+        query.arguments(request)
         _check_id(task_id)
         (verdict,) = await self._store.reopen([task_id])
         task = verdict.task
@@ -188,8 +188,8 @@ class TaskRoutes:
         await self._coordinator.push([Hint(task.task_id, task.task_type, task.priority)])
         return success(views.task(task), message=operations.WILL_RUN_AGAIN)
 
-    async def logs(self, task_id: str) -> Response:
-        query.arguments()
+    async def logs(self, request: Request, task_id: str) -> Response:
+        query.arguments(request)
         _check_id(task_id)
         rows = await self._store.logs(task_id)
         if rows is None:
