@@ -23,16 +23,26 @@ def test_codes_are_a_status_and_a_number_and_no_two_are_the_same() -> None:
     assert all(400 <= code // 100 < 600 and code % 100 for code in CODES.values())
 
 
-async def test_success_without_data_has_no_such_key() -> None:
-    assert await success(message="done").get_data() == b'{"code":0,"message":"done"}'
-    assert await success([]).get_data() == b'{"code":0,"message":"success","data":[]}'
+def test_success_without_data_has_no_such_key() -> None:
+    assert success(message="done").content == b'{"code":0,"message":"done"}'
+    assert success([]).content == b'{"code":0,"message":"success","data":[]}'
 
 
-async def test_a_failure_carries_its_headers_and_fields() -> None:
+def test_an_answer_has_the_headers_of_its_content_and_its_own() -> None:
+    headers = success({"task_id": "ü"}, headers={"Location": "/x"}).all_headers()
+    length = len('{"code":0,"message":"success","data":{"task_id":"ü"}}'.encode())
+    assert headers == [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(length).encode()),
+        (b"location", b"/x"),
+    ]
+
+
+def test_a_failure_carries_its_headers_and_fields() -> None:
     error = ApiError(answer.STORE_AWAY, "away", [("a", "b")], {"Retry-After": "1"})
-    response = failure(error)
-    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
-    body = json.loads(await response.get_data(as_text=False))
+    reply = failure(error)
+    assert (reply.status, reply.headers["Retry-After"]) == (503, "1")
+    body = json.loads(reply.content)
     assert body | {"request_id": ""} == {
         "code": 50301,
         "message": "away",

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from quart import Response
 
 _encode = msgspec.json.Encoder().encode
 
@@ -70,6 +69,21 @@ MAX_FIELD = 200
 """Characters of a field's name in an answer; callers choose the names of unknown ones."""
 
 
+class Reply(NamedTuple):
+    """What a view returns. ``headers``: beside those of the content."""
+
+    status: int
+    content: bytes
+    headers: Mapping[str, str]
+    content_type: str = "application/json"
+
+    def all_headers(self) -> list[tuple[bytes, bytes]]:
+        """As ASGI has them."""
+        own = [(name.lower().encode(), value.encode()) for name, value in self.headers.items()]
+        length = str(len(self.content)).encode()
+        return [(b"content-type", self.content_type.encode()), (b"content-length", length), *own]
+
+
 class ApiError(Exception):
     """Raised anywhere in a route; becomes the error envelope.
 
@@ -108,15 +122,14 @@ def invalid(*errors: tuple[str, str]) -> ApiError:
 
 def success(
     data: Any = None, *, status: int = 200, message: str = "success", headers: Mapping[str, str] | None = None
-) -> Response:
+) -> Reply:
     """The envelope around ``data``; without data there is no such key."""
     body = {"code": 0, "message": message} if data is None else {"code": 0, "message": message, "data": data}
-    return Response(_encode(body), status, dict(headers or {}), content_type="application/json")
+    return Reply(status, _encode(body), headers or {})
 
 
-def failure(error: ApiError) -> Response:
-    body = error_body(error.code, error.message, error.errors)
-    return Response(body, error.status, error.headers, content_type="application/json")
+def failure(error: ApiError) -> Reply:
+    return Reply(error.status, error_body(error.code, error.message, error.errors), error.headers)
 
 
 def error_body(code: int, message: str, errors: Sequence[tuple[str, str]] = ()) -> bytes:

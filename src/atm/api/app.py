@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from quart import Response
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import HTTPException
 
 from atm.api import answer, documents, health, operations, overview, task_types, tasks
-from atm.api.answer import ApiError
+from atm.api.answer import ApiError, Reply
 from atm.api.body import MAX_BATCH, MAX_TASK
 from atm.api.waiters import Waiters
 from atm.api.web import App
@@ -69,7 +68,7 @@ def build_app(services: Services) -> App:
     return app
 
 
-async def _failure(error: Exception) -> Response:
+async def _failure(error: Exception) -> Reply:
     if isinstance(error, ApiError):
         return answer.failure(error)
     if isinstance(error, StoreError):
@@ -79,7 +78,7 @@ async def _failure(error: Exception) -> Response:
     return _bug(error)
 
 
-def _store_away(error: StoreError) -> Response:
+def _store_away(error: StoreError) -> Reply:
     seldom.error(f"request refused: {error}")
     headers = {"Retry-After": RETRY_AFTER}
     return answer.failure(ApiError(answer.STORE_AWAY, "the store is unavailable; try again", headers=headers))
@@ -94,14 +93,14 @@ _HTTP_CODES = {
 }
 
 
-def _http_error(error: HTTPException) -> Response:
+def _http_error(error: HTTPException) -> Reply:
     status = error.code or 500
     headers = {name: value for name, value in error.get_headers() if name == "Allow"}
     code = _HTTP_CODES.get(status, status * 100)
     return answer.failure(ApiError(code, HTTPStatus(status).phrase.lower(), headers=headers))
 
 
-def _bug(error: Exception) -> Response:
+def _bug(error: Exception) -> Reply:
     incident = uuid.uuid4().hex
     logger.exception("request failed", exc_info=error, extra={"incident": incident})
     return answer.failure(ApiError(answer.INTERNAL, f"internal error {incident}; the log has more"))

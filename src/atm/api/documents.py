@@ -9,9 +9,10 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import msgspec
-from quart import Request, Response
+from quart import Request
 
 from atm.api import openapi, operations, page
+from atm.api.answer import Reply
 from atm.api.operations import serve
 from atm.api.web import App
 
@@ -22,13 +23,11 @@ if TYPE_CHECKING:
 def add_routes(app: App, services: Services) -> None:
     has_keys = services.has_keys
 
-    async def machine(request: Request) -> Response:
-        return Response(openapi_bytes(has_keys), content_type=operations.JSON)
+    async def machine(request: Request) -> Reply:
+        return Reply(200, openapi_bytes(has_keys), {}, operations.JSON)
 
-    async def people(request: Request) -> Response:
-        return Response(
-            page_bytes(has_keys), headers=page.HEADERS, content_type=f"{operations.HTML}; charset=utf-8"
-        )
+    async def people(request: Request) -> Reply:
+        return Reply(200, page_bytes(has_keys), page.HEADERS, f"{operations.HTML}; charset=utf-8")
 
     serve(app, operations.OPENAPI, machine)
     serve(app, operations.DOCS, people)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quart import Request, Response
+from quart import Request
 
 from atm.api import operations
-from atm.api.answer import NOT_READY, ApiError, success
+from atm.api.answer import NOT_READY, ApiError, Reply, success
 from atm.api.operations import serve
 from atm.api.web import App
 from atm.errors import StoreUnavailable
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def add_routes(app: App, services: Services) -> None:
     health, store = services.health, services.store
 
-    async def livez(request: Request) -> Response:
+    async def livez(request: Request) -> Reply:
         return success({"status": "alive"})
 
-    async def readyz(request: Request) -> Response:
+    async def readyz(request: Request) -> Reply:
         if health.draining or not health.started:
             raise ApiError(NOT_READY, "draining" if health.draining else "starting")
         try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quart import Request, Response
+from quart import Request
 
 from atm.api import operations, query, views
-from atm.api.answer import COORDINATOR_AWAY, ApiError, success
+from atm.api.answer import COORDINATOR_AWAY, ApiError, Reply, success
 from atm.api.operations import serve
 from atm.api.web import App
 from atm.coordinator import Overview
@@ -28,11 +28,11 @@ def add_routes(app: App, services: Services) -> None:
             raise ApiError(COORDINATOR_AWAY, "the coordinator is unavailable; try again", headers=RETRY_LATER)
         return overview
 
-    async def workers(request: Request) -> Response:
+    async def workers(request: Request) -> Reply:
         query.arguments(request)
         return success([views.worker(info) for info in (await _look()).workers])
 
-    async def queues(request: Request) -> Response:
+    async def queues(request: Request) -> Reply:
         query.arguments(request)
         return success(views.queues(await _look()))
 

@@ -20,15 +20,15 @@ import h11
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Request
+from hypercorn.protocol.events import Request, StreamClosed
 from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
-from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, H11SendableEvent
 from hypercorn.utils import UnexpectedMessageError
 
 from atm.api.answer import BAD_METHOD, BAD_REQUEST, HEAD_TOO_LARGE, INTERNAL, NO_ROUTE, error_body
-from atm.api.guard import AsgiApp, Guard, Message, Receive, Scope, Send, refuse
+from atm.api.guard import AT_ONCE, AsgiApp, Guard, Headers, Message, Receive, Scope, Send, refuse
 from atm.api.inbox import Inbox
 from atm.config import ApiKey
 from atm.errors import StartError
@@ -153,7 +153,7 @@ class _Connection:
         except OSError:
             return  # it is gone already
         async with trio.open_nursery() as self._requests:
-            protocol = _Protocol(
+            self._protocol = protocol = _Protocol(
                 cast("Any", self._app),
                 self._config,
                 self._context,
@@ -218,11 +218,13 @@ class _Connection:
     ) -> Callable[[Message], Awaitable[None]]:
         """Have the application answer a request (hypercorn's interface). Returns what takes the request's body."""
         inbox = Inbox()
+        request = cast("Scope", scope)
+        request["extensions"][AT_ONCE] = partial(self._protocol.answer, cast("HTTPStream", self._protocol.stream))
 
         async def answer() -> None:
             with contextlib.closing(inbox):
                 try:
-                    await self._app(cast("Scope", scope), inbox, send)
+                    await self._app(request, inbox, send)
                 except Exception:
                     if inbox.is_over:
                         return  # Quart tells so that its client has left
@@ -267,6 +269,19 @@ class _Protocol(H11Protocol):
             )
         )
         self.keep_alive_requests += 1
+
+    async def answer(self, stream: HTTPStream, status: int, headers: Headers, content: bytes) -> None:
+        """Answer the stream's request in one go, past what ASGI's messages are checked and turned into."""
+        if stream.closed:
+            return
+        stream.state = ASGIHTTPState.CLOSED
+        headers += self.config.response_headers("h11")
+        if self.keep_alive_requests >= self.config.keep_alive_max_requests:
+            headers.append((b"connection", b"close"))
+        await self._send_h11_event(h11.Response(status_code=status, headers=headers))
+        await self._send_h11_event(h11.Data(data=content))
+        await self._send_h11_event(h11.EndOfMessage())
+        await self.stream_send(StreamClosed(stream_id=STREAM_ID))
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         """The head of an answer leaves together with what follows it; it tells if the connection will close."""

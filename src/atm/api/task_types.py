@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quart import Request, Response
+from quart import Request
 
 from atm.api import body, operations, query, type_fields, views
-from atm.api.answer import invalid, success
+from atm.api.answer import Reply, invalid, success
 from atm.api.operations import serve
 from atm.api.web import App
 from atm.task import TaskType
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def add_routes(app: App, services: Services) -> None:
     store, coordinator = services.store, services.coordinator
 
-    async def all_types(request: Request) -> Response:
+    async def all_types(request: Request) -> Reply:
         """The configured types, and with their defaults those that a worker supports."""
         query.arguments(request)
         found = dict(await store.task_types())
@@ -29,7 +29,7 @@ def add_routes(app: App, services: Services) -> None:
                 found.setdefault(name, TaskType(task_type=name))
         return success([views.task_type(found[name]) for name in sorted(found)])
 
-    async def put(request: Request, task_type: str) -> Response:
+    async def put(request: Request, task_type: str) -> Reply:
         """Change what the body names; the rest of the type's settings stays as it is."""
         query.arguments(request)
         if reason := body.task_type_reason(task_type):

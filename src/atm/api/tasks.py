@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
-from quart import Request, Response
+from quart import Request
 
 from atm import families
 from atm.api import body, operations, query, views
-from atm.api.answer import BAD_STATE, KEY_CONFLICT, NO_TASK, ApiError, invalid, success
+from atm.api.answer import BAD_STATE, KEY_CONFLICT, NO_TASK, ApiError, Reply, invalid, success
 from atm.api.operations import PREFIX, serve
 from atm.api.web import App
 from atm.coordinator import CancelRequest, Hint, TaskEvent
@@ -48,7 +48,7 @@ class TaskRoutes:
         self._waiters = services.waiters
         self._cancel_patience = services.cancel_patience
 
-    async def create(self, request: Request) -> Response:
+    async def create(self, request: Request) -> Reply:
         query.arguments(request)
         content, fields = await body.read_json(request, body.MAX_TASK)
         task = body.new_task(content, fields, body.header_key(request))
@@ -57,7 +57,7 @@ class TaskRoutes:
         data: views.CreatedView = {"task_id": created.task_id}
         return success(data, status=200 if created.replayed else 201, headers=location)
 
-    async def create_batch(self, request: Request) -> Response:
+    async def create_batch(self, request: Request) -> Reply:
         query.arguments(request)
         tasks = await body.read_batch(request)
         if "Idempotency-Key" in request.headers:
@@ -74,13 +74,13 @@ class TaskRoutes:
             field = where.format(conflict.index) + "idempotency_key"
             raise ApiError(KEY_CONFLICT, str(conflict), [(field, str(conflict))]) from None
         fresh = [(t, r) for t, r in zip(tasks, created, strict=True) if not r.replayed]
-        await self._coordinator.push([Hint(r.task_id, t.task_type, t.priority, r.due_in) for t, r in fresh])
-        await self._coordinator.publish([TaskEvent(r.task_id, Status.PENDING) for _, r in fresh])
         for task_type, count in Counter(task.task_type for task, _ in fresh).items():
             self._metrics.created(task_type, count)
+        await self._coordinator.publish([TaskEvent(r.task_id, Status.PENDING) for _, r in fresh])
+        await self._coordinator.push([Hint(r.task_id, t.task_type, t.priority, r.due_in) for t, r in fresh])
         return created
 
-    async def get(self, request: Request, task_id: str) -> Response:
+    async def get(self, request: Request, task_id: str) -> Reply:
         wait = query.wait_seconds(query.arguments(request, query.WAIT).get("wait"))
         _check_id(task_id)
         if wait is None:
@@ -113,7 +113,7 @@ class TaskRoutes:
                 return "type_at_cap"
         return "no_free_slot" if all(w.draining or w.load >= w.capacity for w in workers) else "queued"
 
-    async def find(self, request: Request) -> Response:
+    async def find(self, request: Request) -> Reply:
         found = query.arguments(request, query.LIST)
         limit = query.page_size(found.get("limit"))
         before = query.after_cursor(found.get("cursor"))
@@ -138,7 +138,7 @@ class TaskRoutes:
             before = part[-1].task_id
         return page[:limit], True
 
-    async def cancel(self, request: Request, task_id: str) -> Response:
+    async def cancel(self, request: Request, task_id: str) -> Reply:
         query.arguments(request)
         _check_id(task_id)
         began = trio.current_time()
@@ -175,7 +175,7 @@ class TaskRoutes:
             if verdict.changed and verdict.state is CancelState.CANCELLED:
                 await self._coordinator.publish([TaskEvent(task_id, Status.CANCELLED)])
 
-    async def retry(self, request: Request, task_id: str) -> Response:
+    async def retry(self, request: Request, task_id: str) -> Reply:
         query.arguments(request)
         _check_id(task_id)
         (verdict,) = await self._store.reopen([task_id])
@@ -188,7 +188,7 @@ class TaskRoutes:
         await self._coordinator.push([Hint(task.task_id, task.task_type, task.priority)])
         return success(views.task(task), message=operations.WILL_RUN_AGAIN)
 
-    async def logs(self, request: Request, task_id: str) -> Response:
+    async def logs(self, request: Request, task_id: str) -> Reply:
         query.arguments(request)
         _check_id(task_id)
         rows = await self._store.logs(task_id)

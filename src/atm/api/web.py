@@ -15,9 +15,11 @@ from quart.utils import encode_headers
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 
+from atm.api.answer import Reply
+from atm.api.guard import AT_ONCE
 from atm.api.inbox import Inbox
 
-View = Callable[..., Awaitable[Response]]
+View = Callable[..., Awaitable[Reply]]
 """Called with the request, and the names in its path."""
 
 
@@ -35,9 +37,24 @@ class _Exchange(TrioASGIHTTPConnection):
 
     async def _send_response(self, send: Any, response: Any) -> None:
         """In one piece: no answer of ours is a stream."""
-        headers = encode_headers(response.headers)
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": await response.get_data(as_text=False)})
+        if isinstance(response, Reply):
+            status, content, headers = response.status, response.content, response.all_headers()
+        else:
+            status, content = response.status_code, await response.get_data(as_text=False)
+            headers = encode_headers(response.headers)
+        extensions: dict[str, Any] = self.scope.get("extensions", {})
+        at_once = extensions.get(AT_ONCE)
+        if at_once is not None and self.scope["method"] != "HEAD":
+            await at_once(status, headers, content)
+            return
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+
+async def _as_response(reply: Awaitable[Reply]) -> Response:
+    """What Quart takes."""
+    status, content, headers, content_type = await reply
+    return Response(content, status, dict(headers), content_type=content_type)
 
 
 class App(QuartTrio):
@@ -49,20 +66,23 @@ class App(QuartTrio):
 
     asgi_http_class = _Exchange
 
-    def __init__(self, name: str, failure: Callable[[Exception], Awaitable[Response]]) -> None:
+    def __init__(self, name: str, failure: Callable[[Exception], Awaitable[Reply]]) -> None:
         super().__init__(name, static_folder=None)
         self._failure = failure
         self._fixed: dict[tuple[str, str], View] = {}
         self.config["PROVIDE_AUTOMATIC_OPTIONS"] = False  # its answer is not ours
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
-        self.register_error_handler(Exception, failure)
+        self.register_error_handler(Exception, self._failure_of_quart)
+
+    async def _failure_of_quart(self, error: Exception) -> Response:
+        return await _as_response(self._failure(error))
 
     def add(self, method: str, path: str, name: str, view: View) -> None:
         """Have the view answer at this path, in which ``{name}`` stands for what the view is given as ``name``."""
 
         async def answer(**names: str) -> Response:
-            return await view(request, **names)
+            return await _as_response(view(request, **names))
 
         self.add_url_rule(path.replace("{", "<").replace("}", ">"), name, answer, methods=[method])
         if "{" not in path:

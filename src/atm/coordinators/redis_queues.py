@@ -13,11 +13,15 @@ from atm.coordinators.redis_link import Link, Request
 from atm.coordinators.redis_terms import Terms
 from atm.coordinators.redis_wire import SCRIPTS
 from atm.coordinators.redis_words import encode, overview_of, says, written
+from atm.lane import TURNS
 
 JAM_PATIENCE = 0.5
 """Seconds that a push waits while too much waits already."""
 
 PAGE = 1000
+
+SENDING_TURNS = TURNS + 2
+"""Of the loop: what was posted has been sent, if nothing was under way."""
 
 
 class Queues:
@@ -42,6 +46,9 @@ class Queues:
             self._link.post(self._push, hints[start : start + PAGE], told=told)
         if looks:
             self._bell.rung.set()
+        # So that it is sent before the caller goes on, with a long answer say.
+        for _ in range(SENDING_TURNS):
+            await trio.lowlevel.checkpoint()
 
     def _pushed(self, hints: Sequence[Hint]) -> tuple[bytes, ...]:
         now: dict[str, list[str]] = {}
