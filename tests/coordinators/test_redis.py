@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import trio.testing
 from atm.coordinator import CancelRequest, Hint, TaskEvent
 from atm.coordinators import redis_words
 from atm.coordinators.redis import RedisCoordinator
+from atm.coordinators.redis_dispatch import VIEW_AGE
 from atm.coordinators.redis_wire import Line, Script
 from atm.nursery.balance import LeastTask
 from atm.nursery.scanner import scan
@@ -169,18 +170,82 @@ async def test_what_the_leader_hands_to_its_own_node_is_taken_in_the_same_trip(
     assert ["move", "take"] in trips
 
 
-async def test_what_is_pushed_where_the_leader_is_is_looked_at_in_the_same_trip(
-    hall: Hall, trips: list[list[str]]
-) -> None:
-    await hall.worker()
+@asynccontextmanager
+async def scanning(hall: Hall) -> AsyncIterator[None]:
+    """Dispatch goes on as it does while a node leads, but for what it does at intervals."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scan, hall.coordinator, hall.balance, 60.0, 100)
         await hall.sleep(5)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def moved(hall: Hall, trips: list[list[str]]) -> list[str]:
+    """The first trip, once something was handed over."""
+    await hall.eventually(lambda: any("move" in names for names in trips))
+    return trips[0]
+
+
+async def test_what_is_pushed_where_the_leader_is_is_handed_over_in_the_same_trip_by_what_it_saw_last(
+    hall: Hall, trips: list[list[str]]
+) -> None:
+    await hall.worker()
+    async with scanning(hall):
+        for name in ("a1", "b2"):
+            trips.clear()
+            await hall.push(name)
+            assert (await moved(hall, trips))[:2] == ["push", "move"]
+            assert await hall.take() == [name]
+
+
+async def test_what_was_seen_long_ago_does_not_count(hall: Hall, trips: list[list[str]]) -> None:
+    await hall.worker()
+    async with scanning(hall):
+        await trio.sleep(VIEW_AGE)
         trips.clear()
         await hall.push("a1")
-        await hall.eventually(lambda: bool(trips) and "move" in trips[-1])
-        nursery.cancel_scope.cancel()
-    assert trips[0] == ["push", "look"]
+        assert await moved(hall, trips) == ["push", "look"]
+
+
+async def test_after_any_other_news_there_is_a_look(hall: Hall, trips: list[list[str]]) -> None:
+    await hall.worker()
+    async with scanning(hall):
+        trips.clear()
+        await hall.coordinator.unblock("a", 1)
+        await hall.push("a1")
+        await moved(hall, trips)
+        assert [name for names in trips for name in names][:3] == ["unblock", "push", "look"]
+
+
+async def test_no_more_is_handed_over_without_a_look_than_was_free(hall: Hall, trips: list[list[str]]) -> None:
+    await hall.worker(capacity=3)
+    async with scanning(hall):
+        await hall.push("a1")
+        await hall.push("a2", "a3", "a4")
+        await hall.eventually(lambda: sum("move" in names for names in trips) >= 2)
+        await hall.sleep(5)
+        assert sum("look" in names for names in trips) >= 2
+        assert await hall.take() == ["a1", "a2", "a3"]
+        assert await hall.lengths() == [0, 1, 0]
+
+
+async def test_a_type_that_nobody_runs_is_parked_by_a_look(hall: Hall, trips: list[list[str]]) -> None:
+    await hall.worker(types=["a"])
+    async with scanning(hall):
+        trips.clear()
+        await hall.push("b1", "a2")
+        assert await moved(hall, trips) == ["push", "look"]
+        assert await hall.take() == ["a2"]
+        assert await hall.parked() == [0, 1, 0]
+
+
+async def test_a_worker_that_has_gone_gets_nothing_by_an_old_view(hall: Hall, redis_server: RedisServer) -> None:
+    await hall.worker("gone")
+    async with scanning(hall):
+        redis_server.call("DEL", "worker:gone")
+        await hall.push("a1")
+        await hall.sleep(5)
+        assert redis_server.call("LRANGE", "queue:normal", 0, -1) == ["a1:a"]
 
 
 async def test_slots_that_become_free_are_filled_by_the_look_of_the_same_trip_and_no_other(

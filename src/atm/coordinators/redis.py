@@ -25,7 +25,6 @@ from atm.coordinators.redis_queues import Queues
 from atm.coordinators.redis_terms import Terms
 from atm.coordinators.redis_wire import RedisSettings
 from atm.coordinators.redis_workers import Workers
-from atm.flag import Flag
 
 __all__ = ["RedisCoordinator", "RedisSettings"]
 
@@ -40,10 +39,9 @@ class RedisCoordinator:
     """
 
     def __init__(self, settings: RedisSettings, *, leader_ttl: float = 0.6, renew_interval: float = 0.15) -> None:
-        self._rung = Flag()
         self._link = link = Link(settings, self._on_renewed)
-        self._terms = terms = Terms(link, self._rung.set, ttl=leader_ttl, renew_interval=renew_interval)
-        bell = Bell(link, self._rung, terms.leads)
+        self._bell = bell = Bell(link, lambda: terms.leads())
+        self._terms = terms = Terms(link, bell.ring, ttl=leader_ttl, renew_interval=renew_interval)
         self._workers = workers = Workers(link, bell)
         queues = Queues(link, terms, bell)
         dispatcher = Dispatcher(link, terms, bell, workers.wake)
@@ -85,5 +83,5 @@ class RedisCoordinator:
 
     def _on_renewed(self) -> None:
         self._workers.recover()
-        self._rung.set()
+        self._bell.ring()
         self._terms.try_again()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import trio
 
-from atm.coordinator import Balance, WorkerInfo
+from atm.coordinator import Balance, Hint, WorkerInfo
 from atm.coordinators.redis_bell import Bell
 from atm.coordinators.redis_link import Link
 from atm.coordinators.redis_plan import Plan
-from atm.coordinators.redis_terms import Terms
+from atm.coordinators.redis_terms import Term, Terms
 from atm.coordinators.redis_words import lines_of, room_of, says, workers_of
 from atm.task import QUEUES
 
@@ -23,6 +23,10 @@ FIRST_REACH = 16
 """Hints that a dispatch looks at for one slot, as the first may not be able to run; then four times more."""
 
 
+VIEW_AGE = 0.25
+"""Seconds for which a node that leads goes by what it saw, when nothing has rung since but its own pushes."""
+
+
 class _Seen(NamedTuple):
     """What a look saw."""
 
@@ -30,6 +34,19 @@ class _Seen(NamedTuple):
     room: dict[str, int]
     lines: set[str]
     heads: list[list[str]]
+
+    @property
+    def is_plain(self) -> bool:
+        """No type is blocked, nothing is parked, and less waits than a look can see."""
+        return not self.room and not self.lines and sum(map(len, self.heads)) < FIRST_REACH
+
+
+class _View(NamedTuple):
+    """Free slots, as they were when nothing waited for one: what is pushed now needs no look of its own."""
+
+    term: Term
+    seen_at: float
+    workers: list[WorkerInfo]
 
 
 class Dispatcher:
@@ -45,25 +62,48 @@ class Dispatcher:
         self._bell = bell
         self._wake = wake
         self._next_due = math.inf
+        self._view: _View | None = None
 
     async def changed(self) -> None:
         with trio.CancelScope(deadline=self._next_due):
             await self._bell.rung.wait()
 
     async def dispatch(self, balance: Balance, limit: int) -> int:
+        if pushed := self._bell.pushed():
+            plan = self._plan_by_view(balance, pushed)
+            if plan is not None:
+                return await self._move(plan)
         moved, reach = 0, FIRST_REACH
         while moved < limit:
+            asked_at = trio.current_time()
             seen = await self._look(limit - moved, reach)
             if seen is None or not seen.workers:
                 break
             plan = Plan(balance, seen.workers, seen.room, seen.lines, limit - moved)
             await self._fill(plan, seen)
             self._bell.slots_were_short = not plan.left
+            if seen.is_plain and plan.left and not plan.parks and self._terms.current is not None:
+                self._view = _View(self._terms.current, asked_at, plan.workers_after())
             moved += await self._move(plan)
             if not plan.parks or not plan.left:
                 break
             reach = min(reach * 4, limit)
         return moved
+
+    def _plan_by_view(self, balance: Balance, pushed: Sequence[Hint]) -> Plan | None:
+        """Who gets what was pushed, by the last look; None when that leaves a doubt."""
+        view, self._view = self._view, None
+        now = trio.current_time()
+        if view is None or view.term is not self._terms.current or now - view.seen_at > VIEW_AGE:
+            return None
+        plan = Plan(balance, view.workers, {}, set(), len(pushed) + 1)
+        for priority, name in QUEUES.items():
+            elements = [f"{hint.task_id}:{hint.task_type}" for hint in pushed if hint.priority == priority]
+            plan.serve_queue(f"queue:{name}", priority, elements)
+        if plan.parks or not plan.left:
+            return None
+        self._view = view._replace(workers=plan.workers_after())
+        return plan
 
     async def _look(self, limit: int, reach: int) -> _Seen | None:
         term = self._terms.current
@@ -72,7 +112,8 @@ class Dispatcher:
             await trio.lowlevel.checkpoint()
             return None
         patience = round(HANDOVER_PATIENCE * 1000)
-        self._bell.looks += 1
+        self._view = None
+        self._bell.begin_look()
         request = says("look", me=term.candidate, mark=term.mark, limit=limit, reach=reach, patience=patience)
         answer = await self._link.ask(request)
         if answer is None:

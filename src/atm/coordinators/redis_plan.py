@@ -56,6 +56,10 @@ class Plan:
         self._able: dict[str, list[_Desk]] = {}
         self.left = min(limit, sum(desk.free for desk in self._desks))
 
+    def workers_after(self) -> list[WorkerInfo]:
+        """The workers, with the load that they will have."""
+        return [self._as_loaded(desk) for desk in self._desks]
+
     def can_run(self, task_type: str) -> bool:
         return bool(self._candidates(task_type)) and self._room.get(task_type, 1) > 0
 

@@ -45,7 +45,7 @@ class Queues:
             told = None if looks else self._bell.news()
             self._link.post(self._push, hints[start : start + PAGE], told=told)
         if looks:
-            self._bell.rung.set()
+            self._bell.ring_for(hint for hint in hints if hint.delay <= 0)
         # So that it is sent before the caller goes on, with a long answer say.
         for _ in range(SENDING_TURNS):
             await trio.lowlevel.checkpoint()
