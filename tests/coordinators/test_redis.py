@@ -210,11 +210,14 @@ async def test_what_was_seen_long_ago_does_not_count(hall: Hall, trips: list[lis
 async def test_after_any_other_news_there_is_a_look(hall: Hall, trips: list[list[str]]) -> None:
     await hall.worker()
     async with scanning(hall):
-        trips.clear()
-        await hall.coordinator.unblock("a", 1)
         await hall.push("a1")
+        assert await hall.take() == ["a1"]
+        trips.clear()
+        await hall.block("a1")
+        await hall.push("b2")
         await moved(hall, trips)
-        assert [name for names in trips for name in names][:3] == ["unblock", "push", "look"]
+        assert [name for names in trips for name in names][:3] == ["block", "push", "look"]
+        assert await hall.take() == ["b2"]
 
 
 async def test_no_more_is_handed_over_without_a_look_than_was_free(hall: Hall, trips: list[list[str]]) -> None:

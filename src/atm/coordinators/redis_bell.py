@@ -38,8 +38,12 @@ class Bell:
 
     def ring(self) -> None:
         """Something may have changed: this node, if it leads, should look."""
-        self._is_in_doubt = True
+        self.doubt()
         self.rung.set()
+
+    def doubt(self) -> None:
+        """What this node saw last does not hold any more: the next dispatch has to look."""
+        self._is_in_doubt = True
 
     def ring_for(self, hints: Iterable[Hint]) -> None:
         """These were pushed, to be run now."""
@@ -59,7 +63,6 @@ class Bell:
 
     def tell(self, name: str, **document: object) -> None:
         """Have the script of this name run, or lose it."""
-        self._is_in_doubt = True
         self.post(says(name, **document, leads=self.leads()))
 
     def post(self, request: Request) -> None:

@@ -105,11 +105,13 @@ class Workers:
             hand = self._hands[worker.id] = _Hand(worker, self._bell.leads)
             self._link.listener.hear(f"worker:{worker.id}:wake", lambda _: hand.wake.set(), hand.wake.set)
         hand.info = worker
+        self._bell.doubt()
         self._bell.post(hand.register)
 
     async def unregister(self, worker_id: str) -> None:
         if self._hands.pop(worker_id, None) is not None:
             self._link.listener.leave(f"worker:{worker_id}:wake")
+        self._bell.doubt()
         self._bell.tell("unregister", id=worker_id)
 
     async def take(self, worker_id: str) -> list[Hint]:
@@ -120,6 +122,7 @@ class Workers:
             try:
                 text = await self._link.ask(says("take", id=worker_id, again=again))
             except trio.Cancelled:
+                self._bell.doubt()
                 self._bell.tell("give_back", id=worker_id)
                 raise
             if text is not None:
@@ -144,6 +147,7 @@ class Workers:
 
     async def block(self, worker_id: str, hints: Sequence[Hint]) -> None:
         types = sorted({hint.task_type for hint in hints})
+        self._bell.doubt()
         self._bell.tell("block", id=worker_id, hints=[written(hint) for hint in hints], types=types)
 
     async def unblock(self, task_type: str, room: int | None) -> None:

@@ -63,12 +63,13 @@ class Claims:
         """In one trip, those that are due, unless a look at caps is needed or the lease is over."""
         update = bind(writes.UPDATE_CLAIMED, lease.worker_id, lease.epoch, decide.OVERRUN)
         free = bind(texts.STILL_FREE, lease.epoch, lease.worker_id, tx.shift)
+        select = bind(texts.SELECT_CLAIMED, lease.worker_id)
         now = bind(writes.CLAIMED_NOW, lease.epoch)
         tx.taken |= dict.fromkeys(task_ids)
         claims, reads = [], []
         for some in keys(task_ids):
             claims.append(update + some + writes.STILL_DUE + free)
-            reads.append(texts.SELECT_CLAIMED + some + now)
+            reads.append(select + some + now)
         try:
             # Each update is a transaction: every statement is answered by a packet of its own, which costs.
             results = await tx.each(*claims, *reads)
@@ -126,7 +127,8 @@ class Claims:
         if not (tx.losses and tx.taken):
             return {}
         own = bind(" AND status = 'PROCESSING' AND worker_epoch = %s FOR UPDATE", lease.epoch)
-        found = await tx.run(*(texts.SELECT_CLAIMED + some + own for some in keys(tx.taken)))
+        select = bind(texts.SELECT_CLAIMED, lease.worker_id)
+        found = await tx.run(*(select + some + own for some in keys(tx.taken)))
         claimed = self._news(joined(found), types)
         return {name: c for name, c in claimed.items() if tx.taken[name] in (None, c.task.attempt)}
 
