@@ -2,7 +2,7 @@
 
     ask, post ──▶ commands ── one group of scripts at a time ──▶ Redis
     ask, post ──▶ leadership (a renewal never waits behind a big group)
-    handlers ◀─── listener thread ◀── channels ───────────────── Redis
+    handlers ◀─── listener ◀── channels ──────────────────────── Redis
 
 Everything here may lose a message, and says nothing twice.
 """
@@ -17,21 +17,19 @@ from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import msgspec
 import trio
 
 from atm.coordinators.redis_listener import Listener
 from atm.coordinators.redis_wire import (
     SCRIPTS,
     Away,
+    Ear,
     Line,
     RedisSettings,
     Refused,
     Script,
-    Wire,
     check,
     is_full,
-    pool_of,
 )
 from atm.flag import Flag
 from atm.lane import Lane
@@ -78,10 +76,8 @@ class Link:
         self._quick_line = Line(settings, LEADERSHIP_TIMEOUT)
         self._commands = self._lane(self._line)
         self._leadership = self._lane(self._quick_line)
-        pool = pool_of(settings, COMMAND_TIMEOUT)
-        self.listener = Listener(partial(Wire, pool, settings.prefix), self._nudge, self._suspicion.set)
+        self.listener = Listener(Ear(settings, COMMAND_TIMEOUT), settings.prefix, self._suspicion.set)
         self._probe = Request(SCRIPTS["probe"], lambda _: (b"{}",))
-        self._bye = (msgspec.json.encode({"channel": self.listener.own}),)
         self._fails_since: float | None = None
         self._turn = trio.Event()
         self._complained = -COMPLAINT_INTERVAL
@@ -99,23 +95,14 @@ class Link:
         """Own the connections until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._serve_commands)
+                await nursery.start(self._commands.serve)
                 await nursery.start(self._leadership.serve)
-                await nursery.start(self.listener.serve)
+                nursery.start_soon(self.listener.serve)
                 nursery.start_soon(self._watch)
                 task_status.started()
         finally:
             self._line.close()
             self._quick_line.close()
-
-    async def _serve_commands(self, *, task_status: trio.TaskStatus[None]) -> None:
-        try:
-            await self._commands.serve(task_status=task_status)
-        finally:
-            self.listener.end()
-            if self._fails_since is None:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + COMMAND_TIMEOUT), suppress(Away):
-                    await self._line.evaluate([(SCRIPTS["nudge"], self._bye)])
 
     # messages
 
@@ -162,9 +149,6 @@ class Link:
     def is_jammed(self) -> bool:
         """Whether so much waits that more had better wait, too."""
         return self._commands.waiting_rows > MAX_WAITING // 4
-
-    def _nudge(self) -> None:
-        self.post(Request(SCRIPTS["nudge"], lambda _: self._bye))
 
     async def _carry_out(self, line: Line, calls: list[Call]) -> None:
         began = time.monotonic()

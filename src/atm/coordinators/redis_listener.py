@@ -1,16 +1,14 @@
-"""Hears Redis' channels, in a thread of its own with a connection of its own."""
+"""Hears Redis' channels, over a connection of its own."""
 
 from __future__ import annotations
 
-import threading
-import time
-import uuid
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
-from atm.coordinators.redis_wire import Away, Wire
+from atm.coordinators.redis_wire import Away, Ear
+from atm.flag import Flag
 
 RECONNECT_PAUSE = (0.05, 1.0)
 """Seconds between two tries: the first pause, and the longest."""
@@ -23,113 +21,103 @@ _Handlers = tuple[Callable[[bytes], None], Callable[[], None]]
 
 
 class Listener:
-    """Calls handlers in the loop with what comes by their channels.
+    """Calls handlers with what comes by their channels.
 
     Args:
-        connect: makes a connection.
-        nudge: has an empty message sent to the channel ``own``: the thread waits for messages alone.
-        failed: is told in the loop when no messages come any more.
+        ear: the connection.
+        prefix: stands before the names of all channels.
+        failed: is told when no messages come any more.
     """
 
-    def __init__(self, connect: Callable[[], Wire], nudge: Callable[[], None], failed: Callable[[], None]) -> None:
-        self._connect = connect
-        self._nudge = nudge
+    def __init__(self, ear: Ear, prefix: str, failed: Callable[[], None]) -> None:
+        self._ear = ear
+        self._prefix = prefix
         self._failed = failed
-        self.own = f"bye:{uuid.uuid4().hex}"
-        nothing: _Handlers = (lambda _: None, lambda: None)
-        self._handlers: dict[str, _Handlers] = {self.own: nothing}
-        self._ending = threading.Event()
-        self._token: trio.lowlevel.TrioToken | None = None
-
-    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the thread until ``end``, or until cancelled: then up to SILENCE longer."""
-        self._token = trio.lowlevel.current_trio_token()
-        task_status.started()
-        try:
-            await trio.to_thread.run_sync(self._run, limiter=trio.CapacityLimiter(1))
-        finally:
-            self.end()
-
-    def end(self) -> None:
-        """From any thread: hear no more after the next message."""
-        self._ending.set()
+        self._handlers: dict[str, _Handlers] = {}
+        self._to_say = Flag()
+        self._is_silent = False
 
     def hear(
         self, channel: str, handler: Callable[[bytes], None], subscribed: Callable[[], None] = lambda: None
     ) -> None:
-        """Call ``handler`` in the loop with each message on the channel.
+        """Call ``handler`` with each message on the channel.
 
         Args:
-            subscribed: is called in the loop whenever messages begin to come; what was said before is lost.
+            subscribed: is called whenever messages begin to come; what was said before is lost.
         """
         self._handlers = {**self._handlers, channel: (handler, subscribed)}
-        self._nudge()
+        self._to_say.set()
 
     def leave(self, channel: str) -> None:
         self._handlers = {name: handlers for name, handlers in self._handlers.items() if name != channel}
-        self._nudge()
+        self._to_say.set()
 
-    # in the thread
-
-    def _run(self) -> None:
+    async def serve(self) -> None:
+        """Hear, until cancelled."""
         pause, longest = RECONNECT_PAUSE
-        while not self._ending.is_set():
-            wire = self._connect()
-            began = time.monotonic()
+        while True:
+            began = trio.current_time()
             try:
-                self._listen(wire)
-            except Away:
-                self._in_loop(self._failed)
+                await self._serve_once()
             finally:
-                wire.close()
-            if time.monotonic() - began > longest:
+                self._ear.close()
+            self._failed()
+            if trio.current_time() - began > longest:
                 pause = RECONNECT_PAUSE[0]
-            self._ending.wait(pause)
+            await trio.sleep(pause)
             pause = min(pause * 2, longest)
 
-    def _listen(self, wire: Wire) -> None:
+    async def _serve_once(self) -> None:
+        """Until no messages come any more."""
+        self._is_silent = False
+        self._to_say.set()
+        async with trio.open_nursery() as nursery:
+
+            async def until_away(part: Callable[[], Awaitable[None]]) -> None:
+                with suppress(Away):
+                    await part()
+                nursery.cancel_scope.cancel()
+
+            with suppress(Away):
+                await self._ear.connect()
+                nursery.start_soon(until_away, self._speak)
+                nursery.start_soon(until_away, self._listen)
+
+    async def _speak(self) -> None:
+        """Subscribe to what is wanted; again where there are new handlers, which wait for the answer."""
         heard: dict[str, _Handlers] = {}
-        asked = False
-        while not self._ending.is_set():
-            heard = self._adjust(wire, heard)
-            message = wire.hear(SILENCE)
-            if message is not None:
-                self._receive(wire, message)
-                asked = False
-            elif asked:
+        while True:
+            await self._to_say.wait()
+            wanted = self._handlers
+            new = [channel for channel, handlers in wanted.items() if heard.get(channel) is not handlers]
+            old = heard.keys() - wanted.keys()
+            if new:
+                await self._ear.say("SUBSCRIBE", *(self._prefix + channel for channel in new))
+            if old:
+                await self._ear.say("UNSUBSCRIBE", *(self._prefix + channel for channel in old))
+            if self._is_silent:
+                await self._ear.say("PING")
+            heard = wanted
+
+    async def _listen(self) -> None:
+        while True:
+            with trio.move_on_after(SILENCE) as patience:
+                message = await self._ear.hear()
+            if not patience.cancelled_caught:
+                self._is_silent = False
+                self._receive(message)
+            elif self._is_silent:
                 raise Away("the server is silent")
             else:
-                wire.say("PING")
-                asked = True
+                self._is_silent = True
+                self._to_say.set()
 
-    def _adjust(self, wire: Wire, heard: dict[str, _Handlers]) -> dict[str, _Handlers]:
-        """Subscribe to what is wanted now; again where there are new handlers, which wait for the answer."""
-        wanted = self._handlers
-        new = [channel for channel, handlers in wanted.items() if heard.get(channel) is not handlers]
-        old = heard.keys() - wanted.keys()
-        if new:
-            wire.say("SUBSCRIBE", *(wire.prefix + channel for channel in new))
-        if old:
-            wire.say("UNSUBSCRIBE", *(wire.prefix + channel for channel in old))
-        return wanted
-
-    def _receive(self, wire: Wire, message: list[bytes]) -> None:
-        kind, channel = message[0], message[1].decode().removeprefix(wire.prefix)
+    def _receive(self, message: list[bytes]) -> None:
+        kind, channel = message[0], message[1].decode().removeprefix(self._prefix)
+        if channel not in self._handlers:
+            return
+        deliver, begin = self._handlers[channel]
         if kind == b"message":
-            self._in_loop(partial(self._deliver, channel, message[2]))
+            deliver(message[2])
         elif kind == b"subscribe":
-            self._in_loop(partial(self._begin, channel))
-
-    def _in_loop(self, do: Callable[[], object]) -> None:
-        assert self._token is not None
-        self._token.run_sync_soon(do)
-
-    # in the loop
-
-    def _deliver(self, channel: str, data: bytes) -> None:
-        if channel in self._handlers:
-            self._handlers[channel][0](data)
-
-    def _begin(self, channel: str) -> None:
-        if channel in self._handlers:
-            self._handlers[channel][1]()
+            begin()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, cast
@@ -134,49 +135,17 @@ def _host_and_port(text: str, default: int = DEFAULT_PORT) -> tuple[str, int]:
 
 
 class Wire:
-    """A connection for messages, for one thread. It comes back by itself with the next use."""
-
-    def __init__(self, pool: redis.ConnectionPool, prefix: str) -> None:
-        self._connection: Any = pool.make_connection()
-        self._connected = False
-        self.prefix = prefix
-
-    def close(self) -> None:
-        self._connected = False
-        self._connection.disconnect()
-
-    def say(self, *words: str) -> None:
-        """Send a command whose answers come by ``hear``. Raises Away."""
-        try:
-            if not self._connected:
-                # By itself it would connect with the first command; but then not ask a Sentinel where to.
-                self._connection.connect()
-                self._connected = True
-            self._connection.send_command(*words, check_health=False)
-        except (redis.RedisError, OSError) as error:
-            raise Away(_in_words(error)) from error
-
-    def hear(self, patience: float) -> list[Any] | None:
-        """The next message; None when none came for ``patience`` seconds. Raises Away."""
-        try:
-            return self._connection.read_response() if self._connection.can_read(patience) else None
-        except (redis.RedisError, OSError) as error:
-            raise Away(_in_words(error)) from error
-
-
-class Line:
-    """A connection for requests, for one task at a time. It comes back by itself with the next use.
+    """A connection, for one task at a time each way.
 
     The driver connects, in a thread; what comes after goes over its socket in the loop: to hand a request to a
     thread and back costs several times what Redis needs for it.
 
     Args:
-        patience: seconds that the answers to a group of requests may take.
+        patience: seconds that it may take to connect, and a request to be sent or answered.
     """
 
     def __init__(self, settings: RedisSettings, patience: float) -> None:
         self._connection: Any = pool_of(settings, patience).make_connection()
-        self._prefix = settings.prefix.encode()
         self._patience = patience
         self._connecting = trio.CapacityLimiter(1)
         self._socket: Any = None
@@ -187,54 +156,14 @@ class Line:
         self._buffer = b""
         self._connection.disconnect()
 
-    async def command(self, *words: str | bytes) -> Any:
-        """Raises Away; redis.RedisError for a command that is refused."""
-        [answer] = await self._exchange([words])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    async def _connect(self) -> None:
+        # Not left alone: the driver has deadlines of its own.
+        await trio.to_thread.run_sync(self._connection.connect, limiter=self._connecting)
+        self._socket = self._connection._sock
+        self._socket.setblocking(False)
 
-    async def evaluate(self, requests: Sequence[tuple[Script, tuple[bytes, ...]]]) -> list[Any]:
-        """What the scripts answer, in order; an exception where one was refused. Raises Away."""
-        commands: list[tuple[str | bytes, ...]]
-        commands = [(b"EVALSHA", script.sha, b"1", self._prefix, *rest) for script, rest in requests]
-        answers = await self._exchange(commands)
-        unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
-        if unknown:
-            await self.load_scripts()
-            for at, answer in zip(unknown, await self._exchange([commands[at] for at in unknown]), strict=True):
-                answers[at] = answer
-        return answers
-
-    async def load_scripts(self) -> None:
-        """Raises Away."""
-        await self._exchange([("SCRIPT", "LOAD", script.text) for script in SCRIPTS.values()])
-
-    async def _exchange(self, commands: Sequence[Sequence[str | bytes]]) -> list[Any]:
-        try:
-            if self._socket is None:
-                # Not left alone: the driver has deadlines of its own.
-                await trio.to_thread.run_sync(self._connection.connect, limiter=self._connecting)
-                self._socket = self._connection._sock
-                self._socket.setblocking(False)
-            with trio.fail_after(self._patience):
-                await self._send(b"".join(self._connection.pack_commands(commands)))
-                answers = [await self._answer() for _ in commands]
-        except (redis.RedisError, OSError, trio.TooSlowError) as error:
-            self.close()
-            reason = "it does not answer" if isinstance(error, trio.TooSlowError) else _in_words(error)
-            raise Away(reason) from error
-        except BaseException:
-            self.close()
-            raise
-        if any(isinstance(answer, redis.exceptions.ReadOnlyError) for answer in answers):
-            # This is the master no more: ask anew where that is.
-            self.close()
-            raise Away("the server is a read-only replica")
-        return answers
-
-    async def _send(self, data: bytes) -> None:
-        rest = memoryview(data)
+    async def _send(self, commands: Iterable[Sequence[str | bytes]]) -> None:
+        rest = memoryview(b"".join(self._connection.pack_commands(commands)))
         while rest:
             try:
                 rest = rest[self._socket.send(rest) :]
@@ -269,6 +198,85 @@ class Line:
         if isinstance(answer, redis.RedisError) and not isinstance(answer, Refused):
             raise answer
         return answer
+
+
+class Line(Wire):
+    """For requests. It comes back by itself with the next one."""
+
+    def __init__(self, settings: RedisSettings, patience: float) -> None:
+        super().__init__(settings, patience)
+        self._prefix = settings.prefix.encode()
+
+    async def command(self, *words: str | bytes) -> Any:
+        """Raises Away; redis.RedisError for a command that is refused."""
+        [answer] = await self._exchange([words])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def evaluate(self, requests: Sequence[tuple[Script, tuple[bytes, ...]]]) -> list[Any]:
+        """What the scripts answer, in order; an exception where one was refused. Raises Away."""
+        commands: list[tuple[str | bytes, ...]]
+        commands = [(b"EVALSHA", script.sha, b"1", self._prefix, *rest) for script, rest in requests]
+        answers = await self._exchange(commands)
+        unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+        if unknown:
+            await self.load_scripts()
+            for at, answer in zip(unknown, await self._exchange([commands[at] for at in unknown]), strict=True):
+                answers[at] = answer
+        return answers
+
+    async def load_scripts(self) -> None:
+        """Raises Away."""
+        await self._exchange([("SCRIPT", "LOAD", script.text) for script in SCRIPTS.values()])
+
+    async def _exchange(self, commands: Sequence[Sequence[str | bytes]]) -> list[Any]:
+        try:
+            if self._socket is None:
+                await self._connect()
+            with trio.fail_after(self._patience):
+                await self._send(commands)
+                answers = [await self._answer() for _ in commands]
+        except (redis.RedisError, OSError, trio.TooSlowError) as error:
+            self.close()
+            raise Away(_in_words(error)) from error
+        except BaseException:
+            self.close()
+            raise
+        if any(isinstance(answer, redis.exceptions.ReadOnlyError) for answer in answers):
+            # This is the master no more: ask anew where that is.
+            self.close()
+            raise Away("the server is a read-only replica")
+        return answers
+
+
+class Ear(Wire):
+    """For messages that come by channels. All of it raises Away; then it can only be closed."""
+
+    async def connect(self) -> None:
+        with _told_as_away():
+            await self._connect()
+
+    async def say(self, *words: str) -> None:
+        """Send a command; what it answers comes by ``hear``."""
+        with _told_as_away(), trio.fail_after(self._patience):
+            await self._send([words])
+
+    async def hear(self) -> list[Any]:
+        """The next message. A cancel loses nothing."""
+        with _told_as_away():
+            message = await self._answer()
+            if isinstance(message, Exception):
+                raise message
+            return cast("list[Any]", message)
+
+
+@contextmanager
+def _told_as_away() -> Iterator[None]:
+    try:
+        yield
+    except (redis.RedisError, OSError, trio.TooSlowError) as error:
+        raise Away(_in_words(error)) from error
 
 
 class _Incomplete(Exception):
@@ -343,4 +351,6 @@ def _where(settings: RedisSettings) -> str:
 
 
 def _in_words(error: BaseException) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return "it does not answer"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,2 +1,0 @@
-redis.call('PUBLISH', A.channel, '')
-return 0
