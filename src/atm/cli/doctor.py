@@ -216,7 +216,7 @@ def _cluster(config: Config, served: Served | None) -> Iterator[Finding]:
     redis_answers, leader = yield from _redis(config)
     if redis_answers or seen is not None:
         in_store = seen.leader if seen is not None else None
-        yield of_leader(leader, in_store, node_answers=served is not None)
+        yield of_leader(leader, in_store, redis_answers=redis_answers, node_answers=served is not None)
     if seen is not None:
         alive = [lease for lease in seen.leases if lease.left is not None and lease.left >= 0]
         supported = frozenset(name for lease in alive for name in lease.task_types)
