@@ -24,8 +24,14 @@ def test_codes_are_a_status_and_a_number_and_no_two_are_the_same() -> None:
 
 
 async def test_success_without_data_has_no_such_key() -> None:
-    assert await success(message="done").get_data() == b'{"code":0,"message":"done"}'
-    assert await success([]).get_data() == b'{"code":0,"message":"success","data":[]}'
+    assert await success(message="done").get_data() == b'{"code":0,"message":"done"}\n'
+    assert await success([]).get_data() == b'{"code":0,"message":"success","data":[]}\n'
+
+
+async def test_every_answer_is_one_line_that_ends() -> None:
+    for answered in (success({"text": "a\nb"}), failure(ApiError(answer.INVALID, "a\nb"))):
+        assert (await answered.get_data()).splitlines(keepends=True)[0] == await answered.get_data()
+        assert (await answered.get_data()).endswith(b"\n")
 
 
 async def test_a_failure_carries_its_headers_and_fields() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from quart import Response
 
-_encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 
 BAD_JSON = 40001
 BAD_REQUEST = 40002
@@ -117,6 +117,11 @@ def success(
 def failure(error: ApiError) -> Response:
     body = error_body(error.code, error.message, error.errors)
     return Response(body, error.status, error.headers, content_type="application/json")
+
+
+def _encode(envelope: dict[str, Any]) -> bytes:
+    """JSON in one line that ends: what is asked for on a terminal stands by itself there."""
+    return _encode_lines((envelope,))
 
 
 def error_body(code: int, message: str, errors: Sequence[tuple[str, str]] = ()) -> bytes:
