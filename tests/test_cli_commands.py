@@ -354,7 +354,7 @@ def test_bench_of_a_type_that_nobody_runs_comes_to_an_end() -> None:
 
 def test_the_key_comes_from_a_file_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATM_API_KEY")
-    assert "40101" in run("ls", code=5).stderr
+    assert re.search("40101.*ATM_API_KEY.*--api-key-file", run("ls", code=5).stderr)
     Path("key").write_text(READ_KEY + "\n")
     run("ls", "--api-key-file", "key")
     assert "scope submit" in run("submit", "echo", "--api-key-file", "key", code=5).stderr
@@ -572,10 +572,13 @@ def test_the_doctor_finds_a_disabled_type(site: Site, monkeypatch: pytest.Monkey
     run("cancel", task_id)
 
 
-def test_the_doctor_tells_that_the_key_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_tells_that_the_key_is_not_known(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATM_API_KEY", "wrong")
-    told = run("doctor", code=1).stdout
-    assert re.search(r"^error +server +the API key is not known.*\n +→ .*ATM_API_KEY", told, re.MULTILINE)
+    for folder in (site.folder, Path.cwd()):
+        monkeypatch.chdir(folder)
+        told = run("doctor", code=1).stdout
+        assert re.search(r"^error +server +the API key is not known.*\n +→ .*ATM_API_KEY", told, re.MULTILINE)
+        assert "no node answers" not in told, "who refuses answers"
 
 
 def test_the_doctor_tells_that_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
