@@ -516,6 +516,23 @@ def test_there_are_colours_on_a_terminal_unless_they_are_unwanted(environ: dict[
     assert ("\x1b[32m" in told) == ("NO_COLOR" not in environ)
 
 
+@pytest.mark.parametrize(("columns", "shown"), [(60, "TASK TYPE STATUS TOOK"), (200, "WORKER CREATED TOOK")])
+def test_a_narrow_terminal_is_shown_fewer_columns_and_whole_words(columns: int, shown: str) -> None:
+    task_id = document("submit", "echo", "--wait")["task_id"]
+    master, slave = pty.openpty()
+    try:
+        environ = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": str(columns)}
+        process = subprocess.Popen([*ATM, "ls", "--limit", "1"], stdout=slave, stderr=slave, env=environ)
+        assert process.wait(PATIENCE) == 0
+        told = re.sub(r"\x1b\[[0-9;]*m", "", os.read(master, 65536).decode())
+    finally:
+        os.close(master)
+        os.close(slave)
+    headings, row, *_ = told.splitlines()
+    assert shown in " ".join(headings.split())
+    assert row.split()[:3] == [task_id, "echo", "SUCCESS"]
+
+
 def test_a_bar_shows_how_far_a_task_has_come(tmp_path: Path) -> None:
     release = tmp_path / "release"
     command = [*ATM, "submit", "held", "-p", json.dumps({"until": str(release)}), "--wait", "--json"]

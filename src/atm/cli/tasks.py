@@ -248,12 +248,13 @@ def ls(asker: Asker, limit: int, everything: bool, ids: bool, as_json: bool, **f
             for task in some:
                 say.document(task)
         else:
-            say.show(say.table(_HEADINGS, map(_row, some)))
+            say.show(say.table(_HEADINGS, map(_row, some), spare=_SPARE))
             if not everything and next(found, None) is not None:
                 say.note("there are more: --limit, or --all")
 
 
 _HEADINGS = ("TASK", "TYPE", "STATUS", "PRIORITY", "ATTEMPT", "WORKER", "CREATED", "TOOK")
+_SPARE = ("ATTEMPT", "PRIORITY", "CREATED", "WORKER")
 
 
 def _row(task: Task) -> Sequence[object]:
