@@ -340,6 +340,17 @@ def test_an_option_that_is_none_is_a_wrong_use(arguments: list[str]) -> None:
     assert "Usage:" in told.output
 
 
+@pytest.mark.parametrize("arguments", [["--json", "ls"], ["--url=http://x", "get", "4"]])
+def test_an_option_before_its_command_is_told_where_it_belongs(arguments: list[str]) -> None:
+    told = CliRunner().invoke(main, arguments, prog_name="atm")
+    assert told.exit_code == 2
+    assert f"atm {arguments[1]} {arguments[0]} …" in told.stderr
+
+
+def test_a_file_may_be_called_like_a_command() -> None:
+    assert CliRunner().invoke(main, ["--config", "bench"]).stderr == "atm: no config file bench\n"
+
+
 def test_the_version_is_the_packages() -> None:
     from importlib.metadata import version
 

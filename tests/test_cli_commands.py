@@ -19,8 +19,11 @@ from click.testing import CliRunner, Result
 
 from atm.api import keys
 from atm.cli import main
+from atm.cli.ask import RETRIES, Asker
+from atm.client import ConnectionFailed
+from atm.client.wire import Pause, Request, Session
 from running import ATM, PATIENCE, free_ports, node
-from sdk.rude import Rude, whole
+from sdk.rude import Rude, bytes_only, fine, refusal, whole
 
 TASKS = """
 from pathlib import Path
@@ -225,6 +228,12 @@ def test_a_filter_that_makes_no_sense_is_a_wrong_use(arguments: list[str]) -> No
     assert arguments[0] in run("ls", *arguments, code=2).stderr
 
 
+def test_the_zone_that_a_time_lacks_is_told_by_a_time_that_is_one() -> None:
+    told = run("ls", "--created-after", "2026-01-01", code=2).stderr
+    assert "as in 2026-01-01T00:00:00Z" in told
+    run("ls", "--created-after", "2026-01-01T00:00:00Z")
+
+
 # cancel, retry
 
 
@@ -345,7 +354,7 @@ def test_bench_of_a_type_that_nobody_runs_comes_to_an_end() -> None:
 
 def test_the_key_comes_from_a_file_or_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ATM_API_KEY")
-    assert "40101" in run("ls", code=5).stderr
+    assert re.search("40101.*ATM_API_KEY.*--api-key-file", run("ls", code=5).stderr)
     Path("key").write_text(READ_KEY + "\n")
     run("ls", "--api-key-file", "key")
     assert "scope submit" in run("submit", "echo", "--api-key-file", "key", code=5).stderr
@@ -396,6 +405,49 @@ def test_an_address_that_is_none_is_a_wrong_use(url: str, monkeypatch: pytest.Mo
     assert "secret" not in told.stderr
     monkeypatch.setenv("ATM_URL", url)
     assert "ATM_URL" in run("ls", code=78).stderr
+
+
+# a server that goes, or was never there
+
+
+FOLLOWERS = [["submit", "echo", "--wait"], ["logs", "-f", "x"], ["watch", "x"], ["watch"]]
+TASK = {"task_id": "t1", "task_type": "echo", "created_at": "2026-01-31T10:00:00Z"}
+
+
+@pytest.mark.parametrize("arguments", FOLLOWERS, ids=" ".join)
+def test_that_nobody_is_there_is_told_soon_also_to_who_would_wait(arguments: list[str]) -> None:
+    with Rude(bytes_only(b"")) as server:
+        run(*arguments, "--url", server.url, code=69)
+        assert len(server.requests) == RETRIES + 1
+
+
+@pytest.mark.parametrize("waiting", [["--wait"], ["--timeout-wait", "1m"]])
+def test_a_wait_outlasts_a_restart(waiting: list[str]) -> None:
+    away = [refusal("503 Service Unavailable")] * (RETRIES + 1)
+    with Rude(fine({"task_id": "t1"}), *away, fine({**TASK, "status": "SUCCESS"})) as server:
+        run("submit", "echo", *waiting, "--url", server.url)
+
+
+@pytest.mark.parametrize(("patient", "least", "most"), [(False, 0.3, 2), (True, 20, 31)])
+def test_who_follows_is_patient_for_half_a_minute(patient: bool, least: float, most: float) -> None:
+    clock = 0.0
+
+    def ask_in_vain(session: Session) -> None:
+        nonlocal clock
+        session.now = lambda: clock
+        steps = session.ask(Request("GET", "/"))
+        step = next(steps)
+        while True:
+            if isinstance(step, Pause):
+                clock += step.seconds
+                step = steps.send(None)
+            else:
+                step = steps.throw(ConnectionFailed("refused", sent=False))
+
+    with Asker("http://127.0.0.1:1", None, None).client(patient=patient) as client:
+        with pytest.raises(ConnectionFailed):
+            ask_in_vain(client._session)
+        assert least < clock < most
 
 
 # as a process
@@ -464,6 +516,23 @@ def test_there_are_colours_on_a_terminal_unless_they_are_unwanted(environ: dict[
     assert ("\x1b[32m" in told) == ("NO_COLOR" not in environ)
 
 
+@pytest.mark.parametrize(("columns", "shown"), [(60, "TASK TYPE STATUS TOOK"), (200, "WORKER CREATED TOOK")])
+def test_a_narrow_terminal_is_shown_fewer_columns_and_whole_words(columns: int, shown: str) -> None:
+    task_id = document("submit", "echo", "--wait")["task_id"]
+    master, slave = pty.openpty()
+    try:
+        environ = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "COLUMNS": str(columns)}
+        process = subprocess.Popen([*ATM, "ls", "--limit", "1"], stdout=slave, stderr=slave, env=environ)
+        assert process.wait(PATIENCE) == 0
+        told = re.sub(r"\x1b\[[0-9;]*m", "", os.read(master, 65536).decode())
+    finally:
+        os.close(master)
+        os.close(slave)
+    headings, row, *_ = told.splitlines()
+    assert shown in " ".join(headings.split())
+    assert row.split()[:3] == [task_id, "echo", "SUCCESS"]
+
+
 def test_a_bar_shows_how_far_a_task_has_come(tmp_path: Path) -> None:
     release = tmp_path / "release"
     command = [*ATM, "submit", "held", "-p", json.dumps({"until": str(release)}), "--wait", "--json"]
@@ -520,10 +589,13 @@ def test_the_doctor_finds_a_disabled_type(site: Site, monkeypatch: pytest.Monkey
     run("cancel", task_id)
 
 
-def test_the_doctor_tells_that_the_key_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_tells_that_the_key_is_not_known(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATM_API_KEY", "wrong")
-    told = run("doctor", code=1).stdout
-    assert re.search(r"^error +server +the API key is not known.*\n +→ .*ATM_API_KEY", told, re.MULTILINE)
+    for folder in (site.folder, Path.cwd()):
+        monkeypatch.chdir(folder)
+        told = run("doctor", code=1).stdout
+        assert re.search(r"^error +server +the API key is not known.*\n +→ .*ATM_API_KEY", told, re.MULTILINE)
+        assert "no node answers" not in told, "who refuses answers"
 
 
 def test_the_doctor_tells_that_the_server_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,12 @@ def test_nobody_leads_is_an_error_only_beside_a_node() -> None:
     assert levels(found) == [("leader", level) for level in ("ok", "warning", "error", "info")]
 
 
+def test_nobody_leads_is_not_said_where_redis_could_not_be_asked() -> None:
+    finding = checks.of_leader(None, None, redis_answers=False, node_answers=True)
+    assert finding.level == "info"
+    assert "nobody" not in finding.message
+
+
 @pytest.mark.parametrize(("free", "level"), [(10 << 30, "ok"), (500 << 20, "warning"), (1 << 20, "error")])
 def test_a_disk_that_fills_up_is_told(free: int, level: str) -> None:
     assert levels([checks.of_disk(free, "/data")]) == [("disk", level)]

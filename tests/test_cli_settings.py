@@ -84,7 +84,18 @@ def test_a_setting_of_the_environment_is_named_with_its_variable(monkeypatch: py
     monkeypatch.setenv("ATM_URK", "x")
     assert "ATM_URK" in run("config", "check", code=78).stderr
     monkeypatch.delenv("ATM_URK")
-    assert "missing.yaml" in run("config", "check", "--config", "missing.yaml", code=78).stderr
+    monkeypatch.setenv("ATM_SERVRE__PORT", "1")
+    assert "did you mean server? (in ATM_SERVRE__PORT)" in run("config", "check", code=78).stderr
+    monkeypatch.delenv("ATM_SERVRE__PORT")
+    monkeypatch.setenv("ATM_EXECUTORS", "not_there")
+    assert "(in ATM_EXECUTORS)" in run("config", "check", code=78).stderr
+
+
+def test_a_config_file_that_is_not_there_is_named() -> None:
+    assert (
+        run("config", "check", "--config", "missing.yaml", code=78).stderr == "atm: no config file missing.yaml\n"
+    )
+    assert document("config", "check", "--config", "missing.yaml", code=78)["file"] == "missing.yaml"
 
 
 # config show
@@ -94,12 +105,14 @@ SECRETS = """
 server: {api_keys: [{name: ci, hash: "sha256:%s", scopes: [read]}]}
 database: {host: db, password: hunter2}
 redis: {url: "redis://:hunter2@localhost"}
-executors: [{use: "a:B", config: {smtp_password: hunter2, token: hunter2, accessKey: hunter2, host: h}}]
+executors: [{use: "a:B", config: {
+  smtp_password: hunter2, token: hunter2, access_key: hunter2, accessKey: hunter2, host: h,
+  headers: {Authorization: hunter2}, broker: "amqp://me:hunter2@mq/tasks", copies: ["ftp://hunter2@old"]}}]
 """ % ("0" * 64)
 
 
 def test_the_settings_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("config.yaml").write_text(SECRETS.replace("accessKey", "access_key"))
+    Path("config.yaml").write_text(SECRETS)
     monkeypatch.setenv("ATM_SERVER__PORT", "8181")
     for shown in (document("config", "show"), yaml.safe_load(run("config", "show").stdout)):
         assert shown["server"]["port"] == 8181
@@ -108,7 +121,11 @@ def test_the_settings_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch)
             "smtp_password": "***",
             "token": "***",
             "access_key": "***",
+            "accessKey": "***",
             "host": "h",
+            "headers": {"Authorization": "***"},
+            "broker": "amqp://***@mq/tasks",
+            "copies": ["ftp://***@old"],
         }
         assert shown["scheduler"]["scan_interval"] == 0.1
         assert "hunter2" not in repr(shown)

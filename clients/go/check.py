@@ -6,7 +6,6 @@ To be run by `nox -s go`. It needs a Go toolchain, and the modules of the sessio
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -16,12 +15,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-PAGES = (ROOT / "docs" / "go-sdk.md",)
 TASKS = "go_tasks"
-MODULE = "github.com/yourusername/async-task-manager"
 
 sys.path.insert(0, str(ROOT / "tests"))
 
+import golang  # noqa: E402
 from atm.client.sides import Verb, Walk  # noqa: E402
 from atm.client.verbs import Verbs  # noqa: E402
 from running import FREE_PORTS, node  # noqa: E402
@@ -30,19 +28,12 @@ from running import FREE_PORTS, node  # noqa: E402
 def run(*command: str, folder: Path = HERE, environ: Mapping[str, str] | None = None) -> str:
     """What the command prints; the program ends where it fails."""
     print("$", *command, flush=True)
-    # Nothing is fetched: the client needs the standard library alone, and the toolchain that is there.
-    given = {**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off", "GOTOOLCHAIN": "local", **(environ or {})}
+    given = {**os.environ, **golang.ENVIRON, **(environ or {})}
     done = subprocess.run(command, cwd=folder, env=given, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, end="", flush=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: exit status {done.returncode}")
     return done.stdout
-
-
-def programs() -> list[str]:
-    """The whole programs on the pages."""
-    texts = [page.read_text(encoding="utf-8") for page in PAGES]
-    return [code for text in texts for code in re.findall(r"^```go\n(package main\n.*?)^```$", text, re.M | re.S)]
 
 
 def missing() -> list[str]:
@@ -51,7 +42,7 @@ def missing() -> list[str]:
     assert verbs, "the Python SDK has no verbs"
     names = ["".join(word.title() for word in verb.split("_")) for verb in verbs]
     methods = run("go", "doc", "./client", "Client")
-    page = PAGES[0].read_text(encoding="utf-8")
+    page = golang.PAGE.read_text(encoding="utf-8")
     return [name for name in names if f") {name}(" not in methods or f"`{name}(" not in page]
 
 
@@ -61,7 +52,7 @@ def main() -> None:
     run("go", "vet", "./...")
     if lacking := missing():
         sys.exit(f"the Go client or docs/go-sdk.md lacks: {', '.join(lacking)}")
-    found = programs()
+    found = golang.programs()
     assert found, "docs/go-sdk.md holds no program"
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -76,13 +67,11 @@ def main() -> None:
 
 def try_program(folder: Path, code: str, url: str) -> None:
     """As the page tells: a module of its own that finds the client in this folder."""
-    folder.mkdir()
-    (folder / "main.go").write_text(code.replace("http://localhost:8080", url), encoding="utf-8")
+    golang.write(folder, code, url)
     if run("gofmt", "-l", ".", folder=folder):
         sys.exit(f"a program of docs/go-sdk.md is to be formatted by gofmt: {folder.name}")
-    run("go", "mod", "init", "example.com/app", folder=folder)
-    run("go", "mod", "edit", f"-require={MODULE}@v0.0.0", f"-replace={MODULE}={HERE}", folder=folder)
-    run("go", "run", ".", folder=folder)
+    for command in (*golang.SET_UP, ("go", "run", ".")):
+        run(*command, folder=folder)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,11 @@ MIN_LEADER_TTL = 0.3
 
 LIST_KEYS = frozenset({"executors", "worker.supported_types", "server.allowed_hosts", "server.api_keys"})
 SECRET_KEYS = frozenset({"password", "api_keys", "url", "hash"})
-SECRET_WORDS = re.compile(r"pass|secret|token|credential|(^|_)key", re.IGNORECASE)
+SECRET_WORDS = re.compile(r"(?i:pass|secret|token|credential|auth|cookie|dsn|(^|[_-])key)|[a-z]Key")
 """In names of the executors' own settings; better too many stars than one too few."""
+
+LOGIN = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+"""Of an address, whatever the setting is called."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -217,6 +220,8 @@ def masked(config: Config) -> dict[str, Any]:
     def mask(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: "***" if _is_secret(name) and item else mask(item) for name, item in value.items()}
+        if isinstance(value, str):
+            return LOGIN.sub("***", value)
         return [mask(item) for item in value] if isinstance(value, list) else value
 
     # float() of a Duration: the encoder knows no subclasses.

@@ -24,13 +24,19 @@ def test_codes_are_a_status_and_a_number_and_no_two_are_the_same() -> None:
 
 
 def test_success_without_data_has_no_such_key() -> None:
-    assert success(message="done").content == b'{"code":0,"message":"done"}'
-    assert success([]).content == b'{"code":0,"message":"success","data":[]}'
+    assert success(message="done").content == b'{"code":0,"message":"done"}\n'
+    assert success([]).content == b'{"code":0,"message":"success","data":[]}\n'
+
+
+def test_every_answer_is_one_line_that_ends() -> None:
+    for answered in (success({"text": "a\nb"}), failure(ApiError(answer.INVALID, "a\nb"))):
+        assert answered.content.splitlines(keepends=True) == [answered.content]
+        assert answered.content.endswith(b"\n")
 
 
 def test_an_answer_has_the_headers_of_its_content_and_its_own() -> None:
     headers = success({"task_id": "ü"}, headers={"Location": "/x"}).all_headers()
-    length = len('{"code":0,"message":"success","data":{"task_id":"ü"}}'.encode())
+    length = len('{"code":0,"message":"success","data":{"task_id":"ü"}}\n'.encode())
     assert headers == [
         (b"content-type", b"application/json"),
         (b"content-length", str(length).encode()),

@@ -146,7 +146,7 @@ def test_nothing_is_done_for_another_site(make_site: MakeSite) -> None:
 def test_the_host_in_an_absolute_target_is_the_one_that_counts(site: Site, target: str, host: str) -> None:
     answer = site.raw(request("GET", target, host=host))
     assert answer.status_code == 200
-    assert answer.text == '{"code":0,"message":"success","data":{"status":"alive"}}'
+    assert answer.text == '{"code":0,"message":"success","data":{"status":"alive"}}\n'
 
 
 def test_an_absolute_target_elsewhere_is_refused(site: Site) -> None:

@@ -39,7 +39,7 @@ from atm.errors import StartError
 MakeSite = Callable[..., Site]
 
 LIVEZ = request("GET", "/livez")
-ALIVE = '{"code":0,"message":"success","data":{"status":"alive"}}'
+ALIVE = '{"code":0,"message":"success","data":{"status":"alive"}}\n'
 
 
 @contextlib.contextmanager
@@ -104,7 +104,7 @@ def test_a_connection_is_used_again_and_again(site: Site) -> None:
         for _ in range(3):
             sock.sendall(LIVEZ)
             received = b""
-            while not received.endswith(b"}}"):
+            while not received.endswith(ALIVE.encode()):
                 received += sock.recv(65536)
             assert answers_in(received) == [200]
             assert b"connection" not in received.lower()

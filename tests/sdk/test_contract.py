@@ -59,6 +59,8 @@ def test_a_task_waits_for_its_time(client: Any) -> None:
 def test_a_whole_number_is_an_integer_however_it_is_written(client: Any, kind_of_task: str) -> None:
     task = client.create_task(kind_of_task, priority=1.0, max_retry=2.0).get()
     assert (task.priority, task.max_retry) == (1, 2)
+    settings = client.put_task_type(kind_of_task, default_max_retry=2.0, max_concurrent=3.0)
+    assert (settings.default_max_retry, settings.max_concurrent) == (2, 3)
 
 
 def test_a_time_may_be_given_in_any_zone(client: Any) -> None:
@@ -232,7 +234,7 @@ def test_a_list_that_cannot_be_is_refused(client: Any) -> None:
     queries: dict[str, list[Any]] = {
         "status": ["DONE"],
         "limit": [501, 0],
-        "cursor": ["???"],
+        "cursor": ["???", "0199d3f0-5b6e-7000-8a4c-3f1f2a9d7c11"],
         "created_after": ["yesterday"],
         "created_before": [""],
         "worker_id": ["two words"],
@@ -242,6 +244,26 @@ def test_a_list_that_cannot_be_is_refused(client: Any) -> None:
             with pytest.raises(InvalidRequest) as caught:
                 client.list_tasks(**{name: value})
             assert (caught.value.code, fields_of(caught)) == (42201, [name])
+
+
+@pytest.mark.parametrize("name", ["status", "task_type", "worker_id", "parent_id", "created_after", "cursor"])
+def test_a_filter_that_is_no_text_is_not_sent(client: Any, name: str) -> None:
+    with pytest.raises(TypeError if name != "status" else InvalidRequest):
+        client.list_tasks(**{name: 5})
+    with pytest.raises(ValueError, match=name):
+        client.list_tasks(**{name: "\ud800"})
+
+
+def test_what_is_no_task_is_told_by_its_place(client: Any) -> None:
+    for tasks in (["echo"], [None], {"task_type": "echo"}):
+        with pytest.raises(TypeError, match=r"tasks\[0\]: must be a mapping"):
+            client.create_tasks(tasks)
+
+
+@pytest.mark.parametrize("task_type", ["", "..", "a/b"])
+def test_a_type_that_would_be_another_path_is_not_sent(client: Any, task_type: str) -> None:
+    with pytest.raises(ValueError, match="task_type"):
+        client.put_task_type(task_type, enabled=True)
 
 
 # cancel, fail, retry

@@ -246,6 +246,24 @@ def test_settings_that_cannot_be_are_named(kind: type[Client], options: dict[str
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_url": 8080},
+        {"api_key": b"key"},
+        {"timeout": None},
+        {"retries": "3"},
+        {"retries": 2.5},
+        {"retry_for": None},
+    ],
+)
+def test_settings_of_another_type_are_named(kind: type[Client], options: dict[str, Any]) -> None:
+    [name] = options
+    with pytest.raises(TypeError, match=f"^{name}: must be a "):
+        kind(**options)
+
+
 def test_connections_of_ones_own_stay_open() -> None:
     with Rude(fine(TASK)) as server, httpx.Client(headers={"X-Mine": "1"}) as http:
         with Client(server.url, http=http) as client:

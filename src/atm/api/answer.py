@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-_encode = msgspec.json.Encoder().encode
+_encode_lines = msgspec.json.Encoder().encode_lines
 
 BAD_JSON = 40001
 BAD_REQUEST = 40002
@@ -130,6 +130,11 @@ def success(
 
 def failure(error: ApiError) -> Reply:
     return Reply(error.status, error_body(error.code, error.message, error.errors), error.headers)
+
+
+def _encode(envelope: dict[str, Any]) -> bytes:
+    """JSON in one line that ends: what is asked for on a terminal stands by itself there."""
+    return _encode_lines((envelope,))
 
 
 def error_body(code: int, message: str, errors: Sequence[tuple[str, str]] = ()) -> bytes:

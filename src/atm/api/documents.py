@@ -35,7 +35,7 @@ def add_routes(app: App, services: Services) -> None:
 
 @cache
 def openapi_bytes(has_keys: bool) -> bytes:
-    return msgspec.json.encode(openapi.document(has_keys))
+    return msgspec.json.encode(openapi.document(has_keys)) + b"\n"
 
 
 @cache

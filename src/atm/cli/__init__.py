@@ -50,9 +50,17 @@ class _Main(click.Group):
         own = ("-h", "--help", "--version")
         # Whoever completes a line wants to know the commands, too.
         if not ctx.resilient_parsing and (not args or (args[0].startswith("-") and args[0] not in own)):
+            self._refuse_early(ctx, args)
             args = ["serve", *args]
         with guarded():
             return super().parse_args(ctx, args)
+
+    def _refuse_early(self, ctx: click.Context, args: list[str]) -> None:
+        """Another command's option before that command; ``serve`` would call it unknown. Raises UsageError."""
+        serve = self.get_command(ctx, "serve")
+        command = next((word for word in args if word in COMMANDS), None)
+        if args and command and serve and not any(args[0].split("=")[0] in option.opts for option in serve.params):
+            raise click.UsageError(f"options stand behind the command: atm {command} {args[0]} …", ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

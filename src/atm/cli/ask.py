@@ -29,6 +29,9 @@ WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "*": "127.0.0.1"}  # noqa: S10
 RETRIES, RETRY_FOR = 3, 5.0
 """For who waits at a terminal: a server that is away is told within a second."""
 
+PATIENT_RETRIES, PATIENT_FOR = 100, 30.0
+"""For what waits or follows, once a server has answered: as often as it takes, for as long as a restart may."""
+
 
 class Asker:
     """What the options say about the server."""
@@ -80,14 +83,12 @@ class Asker:
         return key or None
 
     def client(self, *, patient: bool = False) -> Client:
-        """A client of that server; a ``patient`` one goes on while the server restarts."""
+        """A client of that server; a ``patient`` one, for a server that has answered, outlasts its restart."""
         from atm.client import Client
 
+        retries, retry_for = (PATIENT_RETRIES, PATIENT_FOR) if patient else (RETRIES, RETRY_FOR)
         # Empty, not None: None would have the client look into the environment.
-        key = self.api_key() or ""
-        if patient:
-            return Client(self.url(), api_key=key)
-        return Client(self.url(), api_key=key, retries=RETRIES, retry_for=RETRY_FOR)
+        return Client(self.url(), api_key=self.api_key() or "", retries=retries, retry_for=retry_for)
 
 
 def url_of(config: Config) -> str:

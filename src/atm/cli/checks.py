@@ -191,7 +191,9 @@ def of_running(tasks: Sequence[Task], workers: Sequence[Worker]) -> Finding:
     return Finding("orphans", Level.OK, f"none; running: {tasks_of(len(tasks))}")
 
 
-def of_leader(leader: str | None, in_store: str | None, *, node_answers: bool) -> Finding:
+def of_leader(
+    leader: str | None, in_store: str | None, *, redis_answers: bool = True, node_answers: bool
+) -> Finding:
     """``in_store``: who leads by the database's word, which counts while Redis is away."""
     if leader:
         return Finding("leader", Level.OK, leader)
@@ -199,6 +201,8 @@ def of_leader(leader: str | None, in_store: str | None, *, node_answers: bool) -
         return Finding(
             "leader", Level.WARNING, f"{in_store}, by the database, as Redis is or was away", "look at Redis"
         )
+    if not redis_answers:
+        return Finding("leader", Level.INFO, "not known: Redis cannot be asked", "see the check of Redis")
     if not node_answers:
         return Finding("leader", Level.INFO, "nobody leads", "start a node with scheduler.enabled")
     advice = "let a node have scheduler.enabled; if one does, its log says why it does not lead"

@@ -50,6 +50,17 @@ class Served:
     waiting: list[Task]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """Whether one answers, and what it tells: nothing to who lacks the key, or while its servers are away."""
+
+    answers: bool
+    served: Served | None = None
+
+
+NOBODY = Node(answers=False)
+
+
 @click.command(short_help="Look for what is wrong, and say what to do.")
 @asks
 def doctor(asker: Asker, as_json: bool) -> None:
@@ -80,17 +91,17 @@ def examine(asker: Asker) -> Iterator[Finding]:
     """All checks, each as far as those before it allow."""
     config, found = _config(asker)
     yield found
-    served = yield from _server(asker, config)
+    node = yield from _server(asker, config)
     if config is None or (asker.is_told and not settings.are_said(asker.config_path)):
         if config is not None:
             yield Finding("store", Level.INFO, "not looked at: no config here says where it is")
-        if served is not None:
-            yield from _as_served(served)
+        if node.served is not None:
+            yield from _as_served(node.served)
         return
     if config.database.effective_driver == "mysql":
-        yield from _cluster(config, served)
+        yield from _cluster(config, node)
     else:
-        yield from _embedded(config, served)
+        yield from _embedded(config, node)
 
 
 def _config(asker: Asker) -> tuple[Config | None, Finding]:
@@ -105,20 +116,20 @@ def _config(asker: Asker) -> tuple[Config | None, Finding]:
     return config, Finding("config", Level.OK, str(file) if file else "no file; the defaults")
 
 
-def _server(asker: Asker, config: Config | None) -> Generator[Finding, None, Served | None]:
-    """Yields findings; returns what was served, None when nothing was."""
+def _server(asker: Asker, config: Config | None) -> Generator[Finding, None, Node]:
+    """Yields findings; returns what became of the node."""
     if not asker.is_told and config is None:
-        return None
+        return NOBODY
     if not asker.is_told and config is not None and not (config.server.enabled and config.server.port):
         text = "not asked: the config does not say where a node serves its API"
         yield Finding("server", Level.INFO, text, "give its address by --url or ATM_URL")
-        return None
+        return NOBODY
     try:
         url = asker.url()
         key = asker.api_key() or ""
     except ConfigError as error:
         yield Finding("server", Level.ERROR, str(error), "correct it")
-        return None
+        return NOBODY
     from atm.client import ApiError, Client
 
     with Client(url, api_key=key, timeout=PATIENCE, retries=0) as client:
@@ -126,7 +137,7 @@ def _server(asker: Asker, config: Config | None) -> Generator[Finding, None, Ser
         if not health.ok:
             advice = "start a node, or look why it does not answer; --url or ATM_URL name another address"
             yield Finding("server", Level.ERROR, f"no node answers: {health.reason}", advice)
-            return None
+            return NOBODY
         health = client.readyz()
         level, advice = (Level.OK, "") if health.ok else (Level.ERROR, "look at the store's check, or wait")
         yield Finding(
@@ -136,13 +147,13 @@ def _server(asker: Asker, config: Config | None) -> Generator[Finding, None, Ser
             served = _ask(client)
         except ApiError as error:
             yield Finding("server", Level.ERROR, in_words(error), _advice_after(error.status))
-            return None
+            return Node(answers=True)
         except AtmError as error:
             yield Finding("server", Level.ERROR, in_words(error), "look at its log")
-            return None
+            return Node(answers=True)
     yield from of_workers(served.workers, datetime.now(UTC))
     yield of_queues(served.queues)
-    return served
+    return Node(answers=True, served=served)
 
 
 def _advice_after(status: int) -> str:
@@ -175,7 +186,7 @@ def _as_served(served: Served) -> Iterator[Finding]:
     yield from of_types(counts, _supported(served), only_newest=PAGE if len(served.waiting) == PAGE else None)
 
 
-def _embedded(config: Config, served: Served | None) -> Iterator[Finding]:
+def _embedded(config: Config, node: Node) -> Iterator[Finding]:
     from atm.stores.sqlite_survey import survey
 
     file = Path(config.database.path).absolute()
@@ -185,7 +196,7 @@ def _embedded(config: Config, served: Served | None) -> Iterator[Finding]:
         if file.exists():
             advice = "restore a backup, or correct database.path: docs/operations.md, The node does not start"
             yield Finding("store", Level.ERROR, str(error), advice)
-        elif served is None:
+        elif not node.answers:
             yield Finding(
                 "store", Level.INFO, f"there is no {file} yet", "nothing: a node makes it when it starts"
             )
@@ -193,17 +204,17 @@ def _embedded(config: Config, served: Served | None) -> Iterator[Finding]:
             advice = "run this where the node runs, or set database.path as it has it"
             yield Finding("store", Level.WARNING, f"{error}, though a node answers", advice)
     else:
-        yield from of_store(seen, node_answers=served is not None)
-        if seen.in_use and served is None:
+        yield from of_store(seen, node_answers=node.answers)
+        if seen.in_use and not node.answers:
             advice = (
                 "another process, perhaps a node on other ports, has it: look at the config, or for the process"
             )
             yield Finding("store", Level.WARNING, f"{file} is in use, though no node answers", advice)
-        if served is not None:
-            yield from of_waiting(seen, _supported(served))
+        if node.served is not None:
+            yield from of_waiting(seen, _supported(node.served))
     if file.parent.is_dir():
         yield of_disk(shutil.disk_usage(file.parent).free, str(file.parent))
-    if served is not None:
+    if node.answers:
         level = Level.OK if config.scheduler.enabled else Level.ERROR
         advice = (
             "" if config.scheduler.enabled else "set scheduler.enabled: an embedded node hands out its own tasks"
@@ -211,19 +222,19 @@ def _embedded(config: Config, served: Served | None) -> Iterator[Finding]:
         yield Finding("leader", level, "the node itself" if config.scheduler.enabled else "nobody leads", advice)
 
 
-def _cluster(config: Config, served: Served | None) -> Iterator[Finding]:
-    seen = yield from _database(config, served)
+def _cluster(config: Config, node: Node) -> Iterator[Finding]:
+    seen = yield from _database(config, node)
     redis_answers, leader = yield from _redis(config)
     if redis_answers or seen is not None:
         in_store = seen.leader if seen is not None else None
-        yield of_leader(leader, in_store, node_answers=served is not None)
+        yield of_leader(leader, in_store, redis_answers=redis_answers, node_answers=node.answers)
     if seen is not None:
         alive = [lease for lease in seen.leases if lease.left is not None and lease.left >= 0]
         supported = frozenset(name for lease in alive for name in lease.task_types)
-        yield from of_waiting(seen, supported | (_supported(served) if served else frozenset()))
+        yield from of_waiting(seen, supported | (_supported(node.served) if node.served else frozenset()))
 
 
-def _database(config: Config, served: Served | None) -> Generator[Finding, None, Survey | None]:
+def _database(config: Config, node: Node) -> Generator[Finding, None, Survey | None]:
     from atm.node import address_of
     from atm.stores.mysql_driver import Unreachable
     from atm.stores.mysql_survey import survey
@@ -237,7 +248,7 @@ def _database(config: Config, served: Served | None) -> Generator[Finding, None,
     except StoreUnavailable as error:
         yield Finding("store", Level.ERROR, str(error), "docs/operations.md, The database")
         return None
-    yield from of_store(seen, node_answers=served is not None)
+    yield from of_store(seen, node_answers=node.answers)
     return seen
 
 

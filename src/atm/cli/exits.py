@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 
 import click
 
@@ -53,7 +54,7 @@ def guarded() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except AtmError as error:
-        click.echo(f"atm: {in_words(error)}", err=True)
+        click.echo(f"atm: {in_words(error)}{_advice_on(error)}", err=True)
         raise SystemExit(code_of(error)) from None
     except UnicodeEncodeError:
         # An argument of stray bytes, or an escaped half of a character in a payload.
@@ -110,13 +111,20 @@ def code_of(error: AtmError) -> int:
     return next((code for kind, code in codes if isinstance(error, kind)), EXIT_UNAVAILABLE)
 
 
+def _advice_on(error: AtmError) -> str:
+    """What to do about it, where the command line has a word on that."""
+    if getattr(error, "sent", True) is False:
+        return "; is a node running there? --url or ATM_URL name another"
+    if getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED:
+        return "; put it into ATM_API_KEY, or name its file by --api-key-file"
+    return ""
+
+
 def in_words(error: AtmError) -> str:
     """One line, with every field that is wrong."""
     text = str(error)
     errors = getattr(error, "errors", ())
     if len(errors) > 1:
         text = "; ".join(f"{wrong.field}: {wrong.reason}" for wrong in errors)
-    if getattr(error, "sent", True) is False:
-        text += "; is a node running there? --url or ATM_URL name another"
     line = " ".join(text.split())
     return "".join(letter if letter.isprintable() else "?" for letter in line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -33,14 +33,23 @@ MIN_INTERVAL = 0.1
 @asks
 def logs(asker: Asker, task_id: str, follow: bool, as_json: bool) -> None:
     """Print the log of a task, oldest first."""
+    with asker.client() as client:
+        rows = client.get_task_logs(task_id)
+    if not follow:
+        _tell(rows, as_json)
+        return
+    with asker.client(patient=True) as client:
+        _tell(_followed(client, task_id), as_json)
+
+
+def _tell(rows: Iterable[TaskLog], as_json: bool) -> None:
     from atm.cli import say
 
-    with asker.client(patient=follow) as client:
-        for row in _followed(client, task_id) if follow else client.get_task_logs(task_id):
-            if as_json:
-                say.document(row)
-            else:
-                say.show(_line(row))
+    for row in rows:
+        if as_json:
+            say.document(row)
+        else:
+            say.show(_line(row))
 
 
 def _followed(client: Client, task_id: str) -> Iterator[TaskLog]:
@@ -85,6 +94,8 @@ def watch(asker: Asker, task_id: str | None, interval: float, times: int | None,
     from atm.client.models import Task
 
     pause = max(MIN_INTERVAL, interval)
+    with asker.client() as client:
+        _look(client, task_id)
     with asker.client(patient=True) as client, live.view() as draw:
         last: object = None
         for look in range(times) if times else count():

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -81,13 +82,28 @@ def cell(value: object) -> Text:
     return styled(value) if str(value) in COLOURS else Text(clean(value))
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table without lines; the first column, which tells things apart, is never cut."""
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, spare: Sequence[str] = ()) -> Table:
+    """A table without lines; the first column, which tells things apart, is never cut.
+
+    ``spare``: columns that are left out, in this order, while the terminal is too narrow for all of them.
+    """
+    screen, cells = console(), [[cell(value) for value in row] for row in rows]
+    columns = {heading: [row[at] for row in cells] for at, heading in enumerate(headings)}
+    made = _table(columns)
+    for heading in spare:
+        if Measurement.get(screen, screen.options.update(max_width=WIDE), made).maximum <= screen.width:
+            break
+        del columns[heading]
+        made = _table(columns)
+    return made
+
+
+def _table(columns: Mapping[str, Sequence[Text]]) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for at, heading in enumerate(headings):
+    for at, heading in enumerate(columns):
         made.add_column(heading, no_wrap=at == 0, overflow="fold")
-    for row in rows:
-        made.add_row(*map(cell, row))
+    for row in zip(*columns.values(), strict=True):
+        made.add_row(*row)
     return made
 
 

@@ -22,8 +22,13 @@ def config() -> None:
 
 def file_of(path: str | None) -> Path | None:
     """The config file that counts; None when there is none."""
-    named = path or os.environ.get("ATM_CONFIG") or configuration.DEFAULT_FILE
-    return Path(named) if Path(named).exists() else None
+    file = Path(named(path))
+    return file if file.exists() else None
+
+
+def named(path: str | None) -> str:
+    """The config file that is looked for."""
+    return path or os.environ.get("ATM_CONFIG") or configuration.DEFAULT_FILE
 
 
 def are_said(path: str | None) -> bool:
@@ -33,12 +38,17 @@ def are_said(path: str | None) -> bool:
 
 
 def source_of(key: str, path: str | None) -> str:
-    """Where a setting stands, as far as it can be told: the variable, or the file."""
-    variable = key if key.startswith("ATM_") else f"ATM_{key.replace('.', '__').upper()}"
+    """Where a setting stands, as far as it can be told: the variable, or the file. No key: all of the file."""
+    if not key:
+        return named(path)
+    # Of a list the key names the member, of a section that is none the section.
+    whole = key.partition("[")[0].replace(".", "__").upper()
+    variable = whole if whole.startswith(configuration.ENV_PREFIX) else f"{configuration.ENV_PREFIX}{whole}"
     if variable in os.environ:
         return variable
+    inner = [name for name in os.environ if name.startswith(f"{variable}__")]
     file = file_of(path)
-    return str(file) if file else "the defaults"
+    return inner[0] if inner else str(file) if file else "the defaults"
 
 
 def load_all(config: Config) -> list[str]:

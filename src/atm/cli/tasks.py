@@ -54,7 +54,7 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]  # generic in newer ve
         except ValueError:
             self.fail(f"expected a time such as 2026-01-31T10:00:00Z, or 10m for ten minutes ago, got {value!r}")
         if moment.tzinfo is None:
-            self.fail(f"{value} needs a zone, as in {value}Z")
+            self.fail(f"{value} needs a zone, as in {moment.isoformat()}Z")
         return moment
 
 
@@ -131,12 +131,13 @@ def submit(
     With --wait: show how it comes along, and print how it ended.
     """
     document = _payload(payload, payload_file)
-    with asker.client(patient=wait) as client:
+    with asker.client() as client:
         rank = None if priority is None else PRIORITIES[priority]
         task_id = client.create_task(task_type, document, priority=rank, **fields).task_id
-        if wait or timeout_wait is not None:
+    if wait or timeout_wait is not None:
+        with asker.client(patient=True) as client:
             _await_end(client, task_id, timeout_wait, as_json)
-            return
+        return
     from atm.cli import say
 
     if as_json:
@@ -247,12 +248,13 @@ def ls(asker: Asker, limit: int, everything: bool, ids: bool, as_json: bool, **f
             for task in some:
                 say.document(task)
         else:
-            say.show(say.table(_HEADINGS, map(_row, some)))
+            say.show(say.table(_HEADINGS, map(_row, some), spare=_SPARE))
             if not everything and next(found, None) is not None:
                 say.note("there are more: --limit, or --all")
 
 
 _HEADINGS = ("TASK", "TYPE", "STATUS", "PRIORITY", "ATTEMPT", "WORKER", "CREATED", "TOOK")
+_SPARE = ("ATTEMPT", "PRIORITY", "CREATED", "WORKER")
 
 
 def _row(task: Task) -> Sequence[object]:

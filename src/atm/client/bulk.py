@@ -51,6 +51,8 @@ def when(name: str, moment: datetime | str) -> str:
     """RFC 3339. Raises ValueError for a time without zone, which could mean anything."""
     if isinstance(moment, str):
         return moment
+    if not isinstance(moment, datetime):
+        raise TypeError(f"{name}: must be a time, not {type(moment).__name__}")
     if moment.tzinfo is None:
         raise ValueError(f"{name}: the time needs a zone, as in datetime.now(timezone.utc)")
     return moment.isoformat()
@@ -58,6 +60,8 @@ def when(name: str, moment: datetime | str) -> str:
 
 def encode_task(fields: Mapping[str, Any]) -> bytes:
     """A task to be created, with an idempotency key of its own if it has none: so it may be sent again."""
+    if not isinstance(fields, Mapping):
+        raise TypeError(f'must be a mapping, as in {{"task_type": "echo"}}, not {type(fields).__name__}')
     if unknown := sorted(set(fields) - FIELDS):
         raise ValueError(f"{unknown[0]}: unknown field; known are {', '.join(sorted(FIELDS))}")
     if fields.get("idempotency_key") is None:

@@ -132,7 +132,7 @@ def checked_id(task_id: str) -> str:
 
 def segment(name: str) -> str:
     """One step of a path. Raises ValueError for those that mean another path."""
-    if name in ("", ".", ".."):
+    if name in ("", ".", "..") or "/" in name:
         raise ValueError("task_type: must be 1 to 128 letters, digits or any of _ . : -")
     return quote(name, safe="")
 
@@ -157,4 +157,15 @@ def task_query(
         "limit": None if limit is None else str(limit),
         "cursor": cursor,
     }
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: _text(name, value) for name, value in given.items() if value is not None}
+
+
+def _text(name: str, value: str) -> str:
+    """Raises TypeError or ValueError: what is no text would be sent as what Python prints of it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: must be a text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: holds something that is no text in Unicode") from None
+    return value

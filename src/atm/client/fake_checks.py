@@ -118,7 +118,7 @@ FILTERS: Mapping[str, Check] = {
         if re.fullmatch(r"[0-9]{1,3}", value) and 1 <= int(value) <= 500
         else "must be an integer from 1 to 500"
     ),
-    "cursor": lambda value: None if re.fullmatch(r"[0-9a-f-]{36}", value) else "is none that a former answer gave",
+    "cursor": lambda value: None if re.fullmatch(r"[0-9a-f]{32}", value) else "is none that a former answer gave",
 }
 
 

@@ -210,10 +210,10 @@ class FakeServer(FakeTasks):
             )
             and (after is None or (checks.moment(row.view["created_at"]) or 0) >= after)
             and (before is None or (checks.moment(row.view["created_at"]) or 0) < before)
-            and ("cursor" not in query or row.view["task_id"] < query["cursor"])
+            and ("cursor" not in query or _cursor(row.view) < query["cursor"])
         ]
         page = found[:limit]
-        return {"tasks": page, "next_cursor": page[-1]["task_id"] if len(found) > limit else None}
+        return {"tasks": page, "next_cursor": _cursor(page[-1]) if len(found) > limit else None}
 
     def _worker(self) -> dict[str, Any]:
         running = sum(row.status is Status.PROCESSING for row in self._rows.values())
@@ -264,8 +264,16 @@ class FakeServer(FakeTasks):
         if reason := checks.task_type_reason(name):
             _refuse_if([("task_type", reason)])
         _refuse_if(checks.problems(fields, checks.SETTINGS))
+        for whole in {"default_max_retry", "max_concurrent"} & fields.keys():
+            fields[whole] = None if fields[whole] is None else int(fields[whole])
         self._types[name] = msgspec.convert({**msgspec.to_builtins(self._type(name)), **fields}, TaskType)
         return msgspec.to_builtins(msgspec.convert(self._types[name], TaskTypeSettings, from_attributes=True))
+
+
+def _cursor(view: Mapping[str, Any]) -> str:
+    """Names the page behind this task."""
+    task_id: str = view["task_id"]
+    return task_id.replace("-", "")
 
 
 def _refuse_if(problems: checks.Problems) -> None:

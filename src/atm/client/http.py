@@ -18,7 +18,7 @@ from atm.client.errors import BadAnswer, ConnectionFailed, RequestTimeout
 from atm.client.handles import AsyncTaskHandle, TaskHandle
 from atm.client.sides import Later, Now
 from atm.client.verbs import Verbs
-from atm.client.wire import Answer, Pause, Request, Session, Step
+from atm.client.wire import Answer, Pause, Request, Session, Step, number
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 TIMEOUT = 10.0
@@ -32,16 +32,19 @@ LIMITS = httpx.Limits(max_connections=CALLS + WAITERS, max_keepalive_connections
 
 
 class _Settings:
-    """What both clients are given, checked. Raises ValueError."""
+    """What both clients are given, checked. Raises ValueError, TypeError."""
 
     def __init__(self, base_url: str | None, api_key: str | None, timeout: float) -> None:
+        for name, text in (("base_url", base_url), ("api_key", api_key)):
+            if not isinstance(text, str | None):
+                raise TypeError(f"{name}: must be a text, not {type(text).__name__}")
         self.base_url = (base_url or os.environ.get("ATM_URL") or DEFAULT_URL).rstrip("/")
         if reason := reason_against(self.base_url):
             raise ValueError(f"base_url: {reason}")
         key = api_key if api_key is not None else os.environ.get("ATM_API_KEY")
         if key and not (key.isascii() and key.isprintable() and " " not in key):
             raise ValueError("api_key: must be printable ASCII without blanks")
-        if not timeout > 0:
+        if not number("timeout", timeout) > 0:
             raise ValueError("timeout: must be a number of seconds greater than 0")
         self.timeout = timeout
         # Reading the certificates takes longer than all the rest; without https there is nobody to verify.

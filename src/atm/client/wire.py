@@ -80,13 +80,15 @@ class Session:
         retry_for: seconds after which none is begun any more.
         now: the driver's clock.
 
-    Raises ValueError, naming what cannot be.
+    Raises ValueError or TypeError, naming what cannot be.
     """
 
     def __init__(self, retries: int, retry_for: float, now: Callable[[], float]) -> None:
         for name, value in (("retries", retries), ("retry_for", retry_for)):
-            if not value >= 0:
+            if not number(name, value) >= 0:
                 raise ValueError(f"{name}: must not be negative")
+        if not isinstance(retries, int):
+            raise TypeError("retries: must be a whole number")
         self._retries = retries
         self._retry_for = retry_for
         self.now = now
@@ -108,6 +110,13 @@ class Session:
                     raise
             yield Pause(delay)
         raise AssertionError("the last attempt returns or raises")
+
+
+def number(name: str, value: float) -> float:
+    """``value``. Raises TypeError, naming what should be one."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name}: must be a number, not {type(value).__name__}")
+    return value
 
 
 def _backoff(attempt: int) -> float:
