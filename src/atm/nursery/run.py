@@ -21,6 +21,7 @@ import trio
 from atm.context import Context
 from atm.errors import NonRetryable, RetryLater
 from atm.executor import MAX_RESULT, Executor, TaskResult
+from atm.nursery import left_open
 from atm.store import Outcome, Receipt
 from atm.task import Status, Task, TaskType, duration
 
@@ -126,7 +127,8 @@ class Run:
 
 async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
     """Carry out the attempt and hand its outcome to ``ended``. Only a cancel from outside comes out."""
-    run.trio_task = trio.lowlevel.current_task()
+    run.trio_task = me = trio.lowlevel.current_task()
+    own = len(me.child_nurseries)
     error: BaseException | None = None
     outside: BaseException | None = None
     value: Any = None
@@ -136,8 +138,12 @@ async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
                 value = await run.executor.execute(run.context, run.task)
                 if run.context.children is not None and _is_success(value):
                     await run.context.children_ended()
+                if left_open.has_left(me, own):
+                    await left_open.close(me, own)
             except BaseException as caught:
                 error = caught
+                if left_open.has_left(me, own):
+                    await left_open.close(me, own, error)
                 raise
     except BaseException as escaped:  # noqa: BLE001 - whatever user code raises, the worker lives
         outside = _from_outside(escaped)
@@ -157,6 +163,11 @@ async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
     ended(run)
     if outside is not None:
         raise outside
+
+
+def is_run(task: trio.lowlevel.Task) -> bool:
+    """Whether a run is carried out by this task of Trio's."""
+    return getattr(task.coro, "cr_code", None) is attempt.__code__
 
 
 def _from_outside(error: BaseException) -> BaseException | None:
