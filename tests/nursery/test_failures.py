@@ -371,6 +371,21 @@ async def test_a_timeouts_row_tells_when_the_executor_ended(
         )
 
 
+async def test_a_success_after_the_deadline_says_how_late_it_was(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    async def body(ctx: Context, task: Task) -> str:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)
+        return "done"
+
+    async with make_bench({"x": body}).running() as bench:
+        task_id = await bench.submit("x", timeout=2.0)
+        assert (await bench.until(task_id)).status is Status.SUCCESS
+        message = (await bench.messages(task_id))[-1]
+        assert message == "Task succeeded; the executor ended 3.0 s after its deadline"
+
+
 async def test_a_cancel_that_came_late_says_so(make_bench: MakeBench, autojump_clock: MockClock) -> None:
     async def body(ctx: Context, task: Task) -> None:
         try:

@@ -207,7 +207,7 @@ def _judge_value(run: Run, value: Any) -> Outcome:
             return _failure(run, Status.FAILED, "TaskFailed", reason)
         value = value.data
     if value is None:
-        return _outcome(run, Status.SUCCESS, "Task succeeded", result_json="null")
+        return _success(run, "null")
     try:
         text = _encode_json(value)
         size = len(text) if text.isascii() else len(text.encode())
@@ -217,7 +217,12 @@ def _judge_value(run: Run, value: Any) -> Outcome:
     if size > MAX_RESULT:
         reason = f"the result is too large: {size} bytes, {MAX_RESULT} at most"
         return _failure(run, Status.FAILED, "InvalidResult", reason, retryable=False)
-    return _outcome(run, Status.SUCCESS, "Task succeeded", result_json=text)
+    return _success(run, text)
+
+
+def _success(run: Run, result_json: str) -> Outcome:
+    late = f"; {run.overrun()}" if run.cancelled_at is None and _is_over(run) else ""
+    return _outcome(run, Status.SUCCESS, f"Task succeeded{late}", result_json=result_json)
 
 
 def _judge_error(run: Run, error: BaseException) -> Outcome:
