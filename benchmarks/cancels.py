@@ -167,14 +167,17 @@ Row = tuple[str, ...]
 def by_cancel(at: Site, case: Case) -> Row:
     task_id, file = at.begin(case, LONG)
     status, took = at.cancel(task_id)
-    if status == 200:
-        return row(at, case, "cancel", f"CANCELLED after {number(took)} ms", at.left(case, file), task_id)
-    seen = at.task(task_id)
-    first = f"{status} after {number(took)} ms, {seen['status']}"
-    task = at.task(task_id, wait=PATIENCE)
     left = at.left(case, file)
-    late = 1000 * (moment(task["completed_at"]) - moment(task["cancel_requested_at"]))
-    return row(at, case, "cancel", f"{first}; {task['status']} after {number(late)} ms", left, task_id)
+    task = at.task(task_id)
+    happened = f"{task['status']} after {number(took)} ms"
+    if status != 200:
+        happened = f"{status} after {number(took)} ms, {task['status']}"
+    if status == 202:
+        task = at.task(task_id, wait=PATIENCE)
+        left = at.left(case, file)
+        late = 1000 * (moment(task["completed_at"]) - moment(task["cancel_requested_at"]))
+        happened = f"{happened}; {task['status']} after {number(late)} ms"
+    return row(at, case, "cancel", happened, left, task_id)
 
 
 def by_timeout(at: Site, case: Case) -> Row:
