@@ -70,7 +70,7 @@ async def test_its_context_has_the_verbs_of_any_context(lane: Lane) -> None:
     refused, fed, code = await lane.result(how="verbs")
     assert "between 0 and 1, not 2" in refused
     assert (fed, code) == ("fed", 0)
-    assert [note.message for note in lane.attempts.notes if note.message] == ["a line"]
+    assert [note.message for note in lane.attempts.notes if note.message] == ["a line", "50%: half"]
     assert any("half" in (note.progress_json or "") for note in lane.attempts.notes)
 
 
