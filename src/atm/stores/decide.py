@@ -316,7 +316,8 @@ def recover(row: Row, now: int, delay_ms: int, log: AddLog) -> tuple[Recovered, 
     elif row.cancel_requested_ms is not None and row.busy:
         change = _wait_for_children(row, now, log)
     elif row.cancel_requested_ms is not None:
-        log(step(row, Status.CANCELLED, "Cancelled; the worker was lost"))
+        waited = duration((now - row.cancel_requested_ms) / 1000)
+        log(step(row, Status.CANCELLED, f"Cancelled; the worker was lost (asked → ended {waited})"))
         row.status = Status.CANCELLED
         change = _change(row, completed_ms=now, keep_body=True)
     else:
