@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from atm.context import Context
+from atm.nursery.left_open import MOST_KEPT
 from atm.nursery.run import MAX_DETAILS, MAX_NAME, MAX_RESULT, MAX_WIDTH
 from atm.task import LogType, Status, Task
 from nursery.bench import AttemptKit, Bench, MakeBench, sleeping
@@ -267,6 +268,32 @@ async def test_a_generator_that_holds_nothing_is_closed_with_the_run(
     async with make_bench({"x": body}).running() as bench:
         assert (await bench.until(await bench.submit("x"))).status is Status.SUCCESS
         assert closed == [1]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_of_many_generators_the_oldest_do_not_wait_for_the_end_of_the_run(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    closed: list[int] = []
+
+    async def plain(number: int) -> AsyncGenerator[int]:
+        try:
+            yield number
+        finally:
+            closed.append(number)
+
+    async def body(ctx: Context, task: Task) -> list[int]:
+        async with trio.open_nursery():
+            for number in range(MOST_KEPT + 5):
+                async for _ in plain(number):
+                    break
+            await trio.sleep(1)
+            return sorted(closed)
+
+    async with make_bench({"x": body}).running() as bench:
+        task = await bench.until(await bench.submit("x"))
+        assert json.loads(task.result_json or "") == [0, 1, 2, 3, 4]
+        assert sorted(closed) == list(range(MOST_KEPT + 5))
 
 
 # groups

@@ -21,6 +21,9 @@ REASON = "its executor has left it open"
 LOOK = 0.01
 """Seconds between two looks whether the tasks in them have ended."""
 
+MOST_KEPT = 1000
+"""Generators of one run; the oldest of more than that is left to Trio, for most hold no nursery."""
+
 MESSAGE = (
     "the executor has left a nursery open, perhaps that of an async generator whose loop it has left; "
     "see contextlib.aclosing"
@@ -50,8 +53,12 @@ def generators_kept(is_run: IsRun) -> Iterator[None]:
         holder = _current_task()
         run = holder and holder.child_nurseries and _run_above(holder, is_run)
         if holder and run:
-            _kept.setdefault(run, []).append((holder, generator))
-        elif before.finalizer is not None:
+            kept = _kept.setdefault(run, [])
+            kept.append((holder, generator))
+            if len(kept) <= MOST_KEPT:
+                return
+            _, generator = kept.pop(0)
+        if before.finalizer is not None:
             before.finalizer(generator)
 
     sys.set_asyncgen_hooks(finalizer=let_go)
