@@ -5,7 +5,7 @@ nox -s stores                  the contract of the stores on a MySQL server of y
 nox -s chaos                   kills real nodes again and again; takes minutes
 nox -s go                      the Go client against a node, where there is a Go toolchain
 nox -s bench                   measures the product on this machine; takes minutes
-nox -s bench -- cluster --only pickup      one of the benchmarks, embedded or cluster, and its options
+nox -s bench -- cluster --only pickup      one of the benchmarks, embedded, cluster or cancels, and its options
 nox -s tests -- -k config      what stands behind -- goes to the tool
 
 The tests start MariaDB and Redis themselves, each run its own, and need the programs of both. Where these are
@@ -34,7 +34,7 @@ SERVERS = {
 }
 """Packages of Debian and Ubuntu, and the programs that make each of them superfluous."""
 
-BENCHMARKS = ("embedded", "cluster")
+BENCHMARKS = ("embedded", "cluster", "cancels")
 
 # Ubuntu's needrestart would restart services of the machine after an installation.
 QUIET = ("env", "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_SUSPEND=1")
@@ -128,7 +128,7 @@ def go(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks of the embedded product and of the cluster, or the one that is named, with its options."""
+    """The benchmarks, or the one that is named, with its options."""
     install_servers(session)
     session.install(".[test]")
     options = [word for word in session.posargs if word not in BENCHMARKS]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -34,10 +34,17 @@ def render(figures: Iterable[Figure]) -> str:
         target = "" if figure.target is None else f"{'≤' if figure.at_most else '≥'} {number(figure.target)}"
         ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
         rows.append((figure.name, f"{number(figure.value)} {figure.unit}", target, ratio))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        f"{name:<{widths[0]}}  {value:>{widths[1]}}  {target:>{widths[2]}}  {ratio:>{widths[3]}}"
-        for name, value, target, ratio in rows
-    ]
-    lines.insert(1, "  ".join("─" * width for width in widths))
-    return "\n".join(lines)
+    return lay_out(rows, right_from=1)
+
+
+def lay_out(rows: Sequence[Sequence[str]], right_from: int | None = None) -> str:
+    """The rows, of which the first is the head, in columns; from ``right_from`` on these are set to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) if right_from is None else right_from
+
+    def line(cells: Sequence[str]) -> str:
+        left = [cell.ljust(width) for cell, width in zip(cells[:last], widths[:last], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(cells[last:], widths[last:], strict=True)]
+        return "  ".join([*left, *right]).rstrip()
+
+    return "\n".join([line(rows[0]), "  ".join("─" * width for width in widths), *map(line, rows[1:])])

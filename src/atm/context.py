@@ -22,6 +22,9 @@ from atm.task import QUEUES, Task
 PROGRESS_INTERVAL = 0.1
 """Seconds between two writes of one run's progress; what comes faster is written with the next one, or the end."""
 
+PROGRESS_LOG_INTERVAL = 10.0
+"""Seconds between two rows of one run's log that tell of its progress."""
+
 MAX_LOG_MESSAGE = 4096
 """Characters of one ``ctx.log`` message or progress message; the rest is cut."""
 
@@ -87,6 +90,7 @@ class Context:
         "_family",
         "_note",
         "_priority",
+        "_progress_logged_at",
         "_progress_saved_at",
         "_reaped",
         "_scope",
@@ -125,6 +129,7 @@ class Context:
         self._cleanup_budget = cleanup_budget
         self._cleanup_until: float | None = None
         self._progress_saved_at = -math.inf
+        self._progress_logged_at = -math.inf
         self._around = around
         self._commands = commands
         self._cancel_reason: CancelReason | None = None
@@ -257,7 +262,10 @@ class Context:
         return await self._commands(self, argv, input=input, env=env, cwd=cwd, check=check, limit=limit)
 
     async def progress(self, fraction: float, message: str | None = None) -> None:
-        """Tell how far the work has come; GET shows it. ``fraction`` is 0 to 1. Raises ValueError outside."""
+        """Tell how far the work has come; GET shows it, and the task's log every ten seconds at the most.
+
+        ``fraction`` is 0 to 1. Raises ValueError outside.
+        """
         if not 0 <= fraction <= 1:
             raise ValueError(f"progress fraction must be between 0 and 1, not {fraction}")
         text = None if message is None else _printable(message)
@@ -268,8 +276,12 @@ class Context:
             return
         self._progress_saved_at = now
         progress, self.unsaved_progress = self.unsaved_progress, None
+        row = None
+        if text is not None and now - self._progress_logged_at >= PROGRESS_LOG_INTERVAL:
+            self._progress_logged_at = now
+            row = _printable(f"{fraction:.0%}: {text}")
         try:
-            await self._note(Note(self.task_id, self.attempt, self.worker_id, progress_json=progress))
+            await self._note(Note(self.task_id, self.attempt, self.worker_id, row, progress_json=progress))
         except StoreUnavailable:
             self.unsaved_progress = self.unsaved_progress or progress
 

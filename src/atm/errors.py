@@ -19,6 +19,7 @@ WorkerDied                 the process of the process lane ended before its task
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 E = TypeVar("E", bound=BaseException)
@@ -157,10 +158,21 @@ class WorkerDied(Exception):
 
 def leaf_of(error: BaseException, kind: type[E]) -> E | None:
     """The first error of this kind in a (nested) group, or the error itself; None when there is none."""
-    if isinstance(error, kind):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            if (found := leaf_of(inner, kind)) is not None:
-                return found
+    found = [error]  # groups may be nested more deeply than calls can be
+    while found:
+        current = found.pop()
+        if isinstance(current, kind):
+            return current
+        found.extend(reversed(inner_of(current)))
     return None
+
+
+def inner_of(error: BaseException) -> Sequence[BaseException]:
+    """The errors in a group; none in what is no group."""
+    return error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+
+
+def group_of(kind: str, message: str, errors: Sequence[Exception]) -> Exception:
+    """A group whose class has that name."""
+    group: Exception = type(kind, (ExceptionGroup,), {})(message, errors)
+    return group

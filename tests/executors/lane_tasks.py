@@ -52,6 +52,7 @@ def verbs(ctx: PlainContext, payload: dict[str, Any]) -> Any:
 
 
 def fails(ctx: PlainContext, payload: dict[str, Any]) -> None:
+    later = RetryLater("c", after=9)
     kinds: dict[str, BaseException] = {
         "final": NonRetryable("never"),
         "later": RetryLater("busy", after=30),
@@ -61,13 +62,25 @@ def fails(ctx: PlainContext, payload: dict[str, Any]) -> None:
         "odd": Odd(),
         "surrogate": ValueError("\ud800"),
         "group": ExceptionGroup("both", [ValueError("one"), NonRetryable("two")]),
+        "tree": ExceptionGroup("outer", [OSError("a"), ExceptionGroup("inner", [KeyError("b"), later])]),
+        "wide": ExceptionGroup("wide", [*map(ValueError, range(5000)), NonRetryable("last")]),
+        "deep": nested(5000, ValueError("leaf")),
     }
     raise kinds[payload["kind"]]
+
+
+def nested(depth: int, error: Exception) -> Exception:
+    for number in range(depth):
+        error = ExceptionGroup(f"level {number}", [error])
+    return error
 
 
 def dies(ctx: PlainContext, payload: dict[str, Any]) -> None:
     if payload["by"] == "exit":
         os._exit(7)
+    if payload["by"] == "silence":
+        os.closerange(3, 1000)
+        time.sleep(DAEMON_NAP)
     if payload["by"] == "with a daemon":
         # It has the process's end of the line, too.
         if os.fork() == 0:

@@ -70,7 +70,7 @@ async def test_its_context_has_the_verbs_of_any_context(lane: Lane) -> None:
     refused, fed, code = await lane.result(how="verbs")
     assert "between 0 and 1, not 2" in refused
     assert (fed, code) == ("fed", 0)
-    assert [note.message for note in lane.attempts.notes if note.message] == ["a line"]
+    assert [note.message for note in lane.attempts.notes if note.message] == ["a line", "50%: half"]
     assert any("half" in (note.progress_json or "") for note in lane.attempts.notes)
 
 
@@ -98,9 +98,47 @@ async def test_what_is_raised_is_told_under_its_own_name_and_the_process_lives(l
     assert len(lane.left) == 2, "one process for all of them, and its reaper"
 
 
+async def test_a_group_is_told_as_a_tree_as_in_other_lanes(lane: Lane) -> None:
+    outcome = await lane.outcome(how="fails", kind="tree")
+    assert json.loads(outcome.error_json or "") == {
+        "type": "OSError",
+        "message": "a",
+        "retryable": True,
+        "group": {
+            "type": "ExceptionGroup",
+            "message": "outer",
+            "exceptions": [
+                {"type": "OSError", "message": "a"},
+                {
+                    "type": "ExceptionGroup",
+                    "message": "inner",
+                    "exceptions": [
+                        {"type": "KeyError", "message": "'b'"},
+                        {"type": "RetryLater", "message": "c"},
+                    ],
+                },
+            ],
+        },
+    }
+    assert (outcome.retry_in or 0) >= 9
+    assert "lane_tasks.py" in (outcome.details or "")
+
+
+async def test_no_group_is_too_wide_or_too_deep_to_be_told(lane: Lane) -> None:
+    wide = json.loads((await lane.outcome(how="fails", kind="wide")).error_json or "")
+    assert (wide["type"], wide["message"], wide["retryable"]) == ("NonRetryable", "last", False)
+    deep = json.loads((await lane.outcome(how="fails", kind="deep")).error_json or "")
+    assert (deep["type"], deep["retryable"], deep["group"]["message"]) == ("ExceptionGroup", True, "level 4999")
+
+
 @pytest.mark.parametrize(
     ("by", "told"),
-    [("exit", "exited with code 7"), ("signal", "ended by signal 9"), ("with a daemon", "exited with code 7")],
+    [
+        ("exit", "exited with code 7"),
+        ("signal", "ended by signal 9"),
+        ("with a daemon", "exited with code 7"),
+        ("silence", "has closed its connection"),
+    ],
 )
 async def test_a_process_that_ends_before_its_task_fails_the_attempt(lane: Lane, by: str, told: str) -> None:
     outcome = await lane.outcome(how="dies", by=by)

@@ -88,7 +88,7 @@ async def test_its_context_has_the_verbs_of_any_context(attempts: AttemptKit) ->
         ]
 
     assert await result(attempts, body) == [False, 1, True, "a\n"]
-    assert [note.message for note in attempts.notes if note.message] == ["a line", "another"]
+    assert [note.message for note in attempts.notes if note.message] == ["a line", "50%: half", "another"]
 
 
 async def test_threads_of_its_own_may_use_the_verbs_until_it_ends(attempts: AttemptKit) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from atm.context import Context
+from atm.nursery.left_open import MOST_KEPT
 from atm.nursery.run import MAX_DETAILS, MAX_NAME, MAX_RESULT, MAX_WIDTH
 from atm.task import LogType, Status, Task
 from nursery.bench import AttemptKit, Bench, MakeBench, sleeping
@@ -146,6 +147,155 @@ async def test_scopes_left_broken_fail_the_attempt(make_bench: MakeBench, autoju
         assert (await bench.until(await bench.submit("y"))).status is Status.SUCCESS
 
 
+# nurseries that are left open
+
+
+async def ends_slowly(ended: list[int]) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(0.3)
+        ended.append(1)
+
+
+async def pages(ended: list[int]) -> AsyncGenerator[int]:
+    """Holds a nursery, with a task that takes its time to end."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ends_slowly, ended)
+        while True:
+            await trio.lowlevel.checkpoint()
+            yield 1
+
+
+async def leaves_the_loop(ended: list[int]) -> None:
+    async for _ in pages(ended):
+        break
+
+
+async def leaves_it_and_goes_on(ended: list[int]) -> None:
+    await leaves_the_loop(ended)
+    for _ in range(10):
+        await trio.sleep(0.1)
+
+
+async def leaves_it_in_a_child(ended: list[int]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leaves_it_and_goes_on, ended)
+
+
+async def leaves_it_in_a_nursery(ended: list[int]) -> None:
+    async with trio.open_nursery():
+        await leaves_the_loop(ended)
+
+
+async def fails_in_the_loop(ended: list[int]) -> None:
+    async for _ in pages(ended):
+        raise ValueError("in the loop")
+
+
+async def enters_without_leaving(ended: list[int]) -> None:
+    outer = await trio.open_nursery().__aenter__()
+    inner = await trio.open_nursery().__aenter__()
+    outer.start_soon(ends_slowly, ended)
+    inner.start_soon(trio.sleep_forever)
+    await trio.lowlevel.checkpoint()
+
+
+LEAVING = {
+    leaves_the_loop: "NurseryLeftOpen",
+    leaves_it_and_goes_on: "NurseryLeftOpen",
+    leaves_it_in_a_child: "RuntimeError",
+    leaves_it_in_a_nursery: "AssertionError",
+    fails_in_the_loop: "ValueError",
+    enters_without_leaving: "NurseryLeftOpen",
+}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("way", LEAVING)
+async def test_a_nursery_left_open_fails_the_attempt_alone(
+    make_bench: MakeBench, autojump_clock: MockClock, way: Callable[[list[int]], Awaitable[None]]
+) -> None:
+    ended: list[int] = []
+
+    async def body(ctx: Context, task: Task) -> None:
+        await way(ended)
+
+    async with make_bench({"x": body, "y": sleeping(5)}).running() as bench:
+        beside = await bench.submit("y")
+        told = await error_of(bench, await bench.submit("x", max_retry=0))
+        assert told["type"] == LEAVING[way], told
+        assert ended == [1], "what it has started has ended first"
+        assert (await bench.until(beside)).status is Status.SUCCESS
+
+
+async def test_a_run_that_is_cancelled_in_such_a_loop_is_cancelled(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    ended: list[int] = []
+
+    async def body(ctx: Context, task: Task) -> None:
+        async for _ in pages(ended):
+            await trio.sleep_forever()
+
+    async with make_bench({"x": body, "y": sleeping(1)}).running() as bench:
+        task_id = await bench.submit("x")
+        await bench.until(task_id, Status.PROCESSING)
+        await bench.cancel(task_id)
+        assert (await bench.until(task_id)).status is Status.CANCELLED
+        assert ended == [1]
+        assert (await bench.until(await bench.submit("y"))).status is Status.SUCCESS
+
+
+async def test_a_generator_that_holds_nothing_is_closed_with_the_run(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    closed: list[int] = []
+
+    async def plain() -> AsyncGenerator[int]:
+        try:
+            yield 1
+        finally:
+            await trio.sleep(1)
+            closed.append(1)
+
+    async def body(ctx: Context, task: Task) -> None:
+        async with trio.open_nursery():
+            async for _ in plain():
+                break
+
+    async with make_bench({"x": body}).running() as bench:
+        assert (await bench.until(await bench.submit("x"))).status is Status.SUCCESS
+        assert closed == [1]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+async def test_of_many_generators_the_oldest_do_not_wait_for_the_end_of_the_run(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    closed: list[int] = []
+
+    async def plain(number: int) -> AsyncGenerator[int]:
+        try:
+            yield number
+        finally:
+            closed.append(number)
+
+    async def body(ctx: Context, task: Task) -> list[int]:
+        async with trio.open_nursery():
+            for number in range(MOST_KEPT + 5):
+                async for _ in plain(number):
+                    break
+            await trio.sleep(1)
+            return sorted(closed)
+
+    async with make_bench({"x": body}).running() as bench:
+        task = await bench.until(await bench.submit("x"))
+        assert json.loads(task.result_json or "") == [0, 1, 2, 3, 4]
+        assert sorted(closed) == list(range(MOST_KEPT + 5))
+
+
 # groups
 
 
@@ -246,6 +396,21 @@ async def test_a_timeouts_row_tells_when_the_executor_ended(
         assert (await bench.messages(task_id))[-1] == (
             "Timeout: no end within its timeout of 2 s; the executor ended 250 ms after its deadline"
         )
+
+
+async def test_a_success_after_the_deadline_says_how_late_it_was(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    async def body(ctx: Context, task: Task) -> str:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)
+        return "done"
+
+    async with make_bench({"x": body}).running() as bench:
+        task_id = await bench.submit("x", timeout=2.0)
+        assert (await bench.until(task_id)).status is Status.SUCCESS
+        message = (await bench.messages(task_id))[-1]
+        assert message == "Task succeeded; the executor ended 3.0 s after its deadline"
 
 
 async def test_a_cancel_that_came_late_says_so(make_bench: MakeBench, autojump_clock: MockClock) -> None:

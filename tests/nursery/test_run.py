@@ -781,7 +781,21 @@ async def test_progress_is_written_at_most_so_often_and_the_last_comes_with_the_
     assert written == pytest.approx([0, 0.1, 0.2], abs=0.011)
     assert outcome.progress_json is not None
     assert json.loads(outcome.progress_json) == {"fraction": 0.25, "message": "step 25"}
-    assert all(note.message is None for note in attempts.notes)
+    assert [note.message for note in attempts.notes if note.message] == ["0%: step 0"]
+
+
+async def test_progress_becomes_a_row_of_the_log_at_most_so_often(
+    attempts: AttemptKit, autojump_clock: MockClock
+) -> None:
+    async def report(ctx: Context, task: Task) -> None:
+        for second in range(25):
+            await ctx.progress(second / 25, f"second {second}" if second % 2 == 0 else None)
+            await trio.sleep(1)
+
+    await attempts.outcome(report)
+    assert len(attempts.notes) == 25
+    told = [note.message for note in attempts.notes if note.message]
+    assert told == ["0%: second 0", "40%: second 10", "80%: second 20"]
 
 
 async def test_progress_already_written_is_not_written_again_with_the_outcome(attempts: AttemptKit) -> None:

@@ -201,6 +201,32 @@ async def test_where_a_stuck_run_is_to_end_the_node_it_drains_and_ends_with_70(
     assert "worker.stuck is exit" in caplog.text
 
 
+async def test_a_node_that_ends_for_a_stuck_run_has_written_of_it_first(
+    make_bench: MakeBench, autojump_clock: MockClock
+) -> None:
+    rude, done = Rude(), list[str]()
+
+    async def slowly() -> None:
+        await trio.sleep(0.5)
+        done.append("written")
+
+    def exit_process(code: int) -> None:
+        done.append("ended")
+        rude.let_go.set()
+        raise Exits
+
+    bench = make_bench({"x": rude.shielded}, exit_process=exit_process)
+    bench.parts.exit_when_stuck = True
+    with pytest.RaisesGroup(Exits, flatten_subgroups=True):
+        async with bench.running():
+            task_id = await bench.submit("x")
+            await bench.until(task_id, Status.PROCESSING)
+            bench.store.on_the_way["note"] = slowly
+            await bench.cancel(task_id)
+            await trio.sleep_forever()
+    assert done == ["written", "ended"]
+
+
 async def test_a_stuck_run_that_ends_in_the_drain_does_not_keep_the_node_from_its_end(
     make_bench: MakeBench, autojump_clock: MockClock
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any, ClassVar
 
 import pytest
@@ -225,3 +226,23 @@ async def test_children_can_be_made_to_fail() -> None:
 async def test_children_that_nobody_expects_are_named() -> None:
     ended = await run_executor(add_up, {"naps": [1]})
     assert (ended.status, "no children of type 'nap'" in ended.message) == ("FAILED", True)
+
+
+async def pages() -> AsyncGenerator[int]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        yield 1
+
+
+async def test_a_nursery_left_open_is_told_as_on_a_node(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    @executes("leaves_it")
+    async def leaves_it(ctx: Context, task: Task) -> None:
+        async for _ in pages():
+            break
+        await trio.sleep(1)
+
+    ended = await run_executor(leaves_it)
+    assert (ended.status, (ended.error or {})["type"]) == ("FAILED", "NurseryLeftOpen")
+    assert caplog.records == [], "it has been closed where it was opened"

@@ -104,7 +104,7 @@ def origin_of(url: httpx.URL) -> str:
 def url_of(value: object) -> httpx.URL:
     """Raises NonRetryable, which does not repeat the URL."""
     if not isinstance(value, str) or len(value) > MAX_URL:
-        raise NonRetryable(f"payload.url must be a URL of {MAX_URL} characters at the most")
+        raise NonRetryable(f"payload.url must be a text, a URL of {MAX_URL} characters at the most")
     try:
         return _checked(httpx.URL(value))
     except (httpx.InvalidURL, ValueError):

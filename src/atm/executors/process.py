@@ -19,7 +19,7 @@ from typing import Any
 import trio
 
 from atm.context import Context
-from atm.errors import NonRetryable, RetryLater, WorkerDied
+from atm.errors import NonRetryable, RetryLater, WorkerDied, group_of
 from atm.executor import Executor, LaneExecutor, TaskResult, name_of
 from atm.executors.guarded import Guarded, Guards
 from atm.executors.process_talk import (
@@ -38,12 +38,16 @@ from atm.executors.process_talk import (
     Report,
     Setup,
     Spawn,
+    Told,
     frame,
     heard,
 )
 from atm.task import Task
 
 START = "import sys; sys.path[:] = {path!r}; from atm.executors.process_child import main; main({descriptor})"
+
+LAST_WORDS = 1.0
+"""Seconds in which a process that talks no more has to end, for its exit code to be told."""
 
 NOT_SENT = ("authkey", "start_method", "log_to_stderr", "log_level", "name")
 """Of what ``multiprocessing`` would tell a process of its own."""
@@ -54,11 +58,13 @@ class Child:
 
     Attributes:
         begun: it has begun with the run that it was given last.
+        ended_as: the code with which it has ended by itself; None where it had to be ended.
     """
 
     def __init__(self, guarded: Guarded, sock: socket.socket) -> None:
         self.guarded = guarded
         self.begun = False
+        self.ended_as: int | None = None
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
     async def carry_out(self, ctx: Context, begin: Begin, setup: Setup | None) -> Report | None:
@@ -69,6 +75,9 @@ class Child:
             nursery.start_soon(self._until_exit, nursery.cancel_scope)
             report = await self._converse(ctx, begin, setup)
             nursery.cancel_scope.cancel()
+        if report is None:
+            with trio.move_on_after(LAST_WORDS):  # its socket ends before it does
+                self.ended_as = await self.guarded.until_exit()
         return report
 
     async def _until_exit(self, talk: trio.CancelScope) -> None:
@@ -162,7 +171,7 @@ class ProcessExecutor(LaneExecutor):
             if report is not None:
                 return _value_of(report)
             if child.begun or setup:
-                raise WorkerDied(_how(child.guarded.returncode))
+                raise WorkerDied(_how(child.ended_as))
             # It had died while it was idle: the task has not been seen by anybody.
 
     async def _run_in(self, child: Child, ctx: Context, task: Task, setup: Setup | None) -> Report | None:
@@ -242,21 +251,28 @@ def _value_of(report: Report) -> TaskResult:
     """Raises: what the process has raised, under the same name."""
     if isinstance(report, Done):
         return TaskResult(report.success, json.loads(report.result), report.error)
-    error: Exception
-    if not report.retryable:
-        error = type(report.kind, (NonRetryable,), {})(report.message)
-    elif report.after is not None:
-        error = type(report.kind, (RetryLater,), {})(report.message, after=report.after)
-    else:
-        error = type(report.kind, (Exception,), {})(report.message)
+    error = _error_of(report.error)
     if report.details:
         error.add_note(f"In its process:\n{report.details}")
     raise error
 
 
+def _error_of(told: Told) -> Exception:
+    if told.inner:
+        return group_of(told.kind, told.message, [_error_of(each) for each in told.inner])
+    error: Exception
+    if not told.retryable:
+        error = type(told.kind, (NonRetryable,), {})(told.message)
+    elif told.after is not None:
+        error = type(told.kind, (RetryLater,), {})(told.message, after=told.after)
+    else:
+        error = type(told.kind, (Exception,), {})(told.message)
+    return error
+
+
 def _how(returncode: int | None) -> str:
     if returncode is None:
-        return "the task's process went silent"
+        return "the task's process lives, but has closed its connection with the node or misused it"
     if returncode < 0:
         perhaps = ", perhaps for want of memory" if returncode == -9 else ""
         return f"the task's process was ended by signal {-returncode}{perhaps}"

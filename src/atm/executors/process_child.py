@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from atm.context import MAX_OUTPUT, CancelReason, CommandResult
-from atm.errors import NonRetryable, RetryLater, leaf_of
+from atm.errors import NonRetryable, RetryLater, inner_of, leaf_of
 from atm.executor import MAX_RESULT, TaskResult
 from atm.executors.plain import PlainChild, PlainContext
 from atm.executors.process_talk import (
@@ -41,12 +41,16 @@ from atm.executors.process_talk import (
     Report,
     Setup,
     Spawn,
+    Told,
     said,
 )
 
 MAX_MESSAGE = 8192
 MAX_DETAILS = 16384
 """Characters of an error's message and of its traceback; the rest is cut."""
+
+MAX_WIDTH, MAX_DEPTH = 50, 12
+"""Errors of one group that are told, and groups within groups."""
 
 _encode_json = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
@@ -205,7 +209,7 @@ def _done(value: Any) -> Report:
 
 
 def _invalid(reason: str) -> Failed:
-    return Failed("InvalidResult", readable(reason), "", retryable=False, after=None)
+    return Failed(Told("InvalidResult", readable(reason), retryable=False), "")
 
 
 def _failed(error: BaseException) -> Failed:
@@ -213,19 +217,36 @@ def _failed(error: BaseException) -> Failed:
         details = "".join(traceback.format_exception(error))
     except BaseException:  # noqa: BLE001 - formatting calls methods of the user's errors
         details = ""
+    return Failed(_told(error), readable(details)[-MAX_DETAILS:])
+
+
+def _told(error: BaseException, depth: int = 0) -> Told:
+    inner = inner_of(error)
+    if len(inner) > MAX_WIDTH:  # what decides on the retry is told in any case
+        inner = sorted(inner, key=lambda each: _decides(each) is None)[:MAX_WIDTH]
+    if inner and depth < MAX_DEPTH:
+        message = getattr(error, "message", "")
+        told = tuple(_told(each, depth + 1) for each in inner)
+        return Told(readable(type(error).__name__), readable(str(message))[:MAX_MESSAGE], inner=told)
+    deciding = _decides(error)
+    return _leaf(error if deciding is None else deciding)
+
+
+def _decides(error: BaseException) -> NonRetryable | RetryLater | None:
     final = leaf_of(error, NonRetryable)
-    later = leaf_of(error, RetryLater)
-    cause = final or later or error
+    return leaf_of(error, RetryLater) if final is None else final
+
+
+def _leaf(error: BaseException) -> Told:
     try:
-        message = str(cause)
+        message = str(error)
     except BaseException:  # noqa: BLE001 - a __str__ of the user's
         message = "(without a readable message)"
-    return Failed(
-        readable(type(cause).__name__),
+    return Told(
+        readable(type(error).__name__),
         readable(message)[:MAX_MESSAGE],
-        readable(details)[-MAX_DETAILS:],
-        retryable=final is None,
-        after=None if later is None or final is not None else _seconds(later.after),
+        retryable=not isinstance(error, NonRetryable),
+        after=_seconds(error.after) if isinstance(error, RetryLater) else None,
     )
 
 

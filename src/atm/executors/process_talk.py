@@ -90,14 +90,21 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     threads: int = 0
 
 
-class Failed(msgspec.Struct, frozen=True, tag=True):
-    """What was raised. ``after`` is None where it was no RetryLater."""
+class Told(msgspec.Struct, frozen=True):
+    """An error. ``after`` is None where it is no RetryLater; ``inner`` holds the errors of a group."""
 
     kind: str
     message: str
+    retryable: bool = True
+    after: float | None = None
+    inner: tuple[Told, ...] = ()
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """What was raised, and its traceback."""
+
+    error: Told
     details: str
-    retryable: bool
-    after: float | None
     threads: int = 0
 
 

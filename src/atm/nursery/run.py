@@ -21,6 +21,7 @@ import trio
 from atm.context import Context
 from atm.errors import NonRetryable, RetryLater
 from atm.executor import MAX_RESULT, Executor, TaskResult
+from atm.nursery import left_open
 from atm.store import Outcome, Receipt
 from atm.task import Status, Task, TaskType, duration
 
@@ -126,7 +127,8 @@ class Run:
 
 async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
     """Carry out the attempt and hand its outcome to ``ended``. Only a cancel from outside comes out."""
-    run.trio_task = trio.lowlevel.current_task()
+    run.trio_task = me = trio.lowlevel.current_task()
+    own = len(me.child_nurseries)
     error: BaseException | None = None
     outside: BaseException | None = None
     value: Any = None
@@ -136,8 +138,12 @@ async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
                 value = await run.executor.execute(run.context, run.task)
                 if run.context.children is not None and _is_success(value):
                     await run.context.children_ended()
+                if left_open.has_left(me, own):
+                    await left_open.close(me, own)
             except BaseException as caught:
                 error = caught
+                if left_open.has_left(me, own):
+                    await left_open.close(me, own, error)
                 raise
     except BaseException as escaped:  # noqa: BLE001 - whatever user code raises, the worker lives
         outside = _from_outside(escaped)
@@ -157,6 +163,11 @@ async def attempt(run: Run, ended: Callable[[Run], None]) -> None:
     ended(run)
     if outside is not None:
         raise outside
+
+
+def is_run(task: trio.lowlevel.Task) -> bool:
+    """Whether a run is carried out by this task of Trio's."""
+    return getattr(task.coro, "cr_code", None) is attempt.__code__
 
 
 def _from_outside(error: BaseException) -> BaseException | None:
@@ -196,7 +207,7 @@ def _judge_value(run: Run, value: Any) -> Outcome:
             return _failure(run, Status.FAILED, "TaskFailed", reason)
         value = value.data
     if value is None:
-        return _outcome(run, Status.SUCCESS, "Task succeeded", result_json="null")
+        return _success(run, "null")
     try:
         text = _encode_json(value)
         size = len(text) if text.isascii() else len(text.encode())
@@ -206,7 +217,12 @@ def _judge_value(run: Run, value: Any) -> Outcome:
     if size > MAX_RESULT:
         reason = f"the result is too large: {size} bytes, {MAX_RESULT} at most"
         return _failure(run, Status.FAILED, "InvalidResult", reason, retryable=False)
-    return _outcome(run, Status.SUCCESS, "Task succeeded", result_json=text)
+    return _success(run, text)
+
+
+def _success(run: Run, result_json: str) -> Outcome:
+    late = f"; {run.overrun()}" if run.cancelled_at is None and _is_over(run) else ""
+    return _outcome(run, Status.SUCCESS, f"Task succeeded{late}", result_json=result_json)
 
 
 def _judge_error(run: Run, error: BaseException) -> Outcome:

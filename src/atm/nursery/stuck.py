@@ -45,6 +45,7 @@ class StuckRuns:
         self._worker = worker
         self._on_stuck = on_stuck
         self._known: dict[Run, float] = {}
+        self._one_write = trio.Lock()
         metrics.stuck_runs.set_function(lambda: self.count)
 
     @property
@@ -95,7 +96,14 @@ class StuckRuns:
         self._worker.remarked.append(run)
 
     async def write(self) -> None:
-        """Write what the tasks' logs are to be told; while the store is away it is kept."""
+        """Write what the tasks' logs are to be told; while the store is away it is kept.
+
+        What another call is writing has been written, too, when this returns: the process may end then.
+        """
+        async with self._one_write:
+            await self._write()
+
+    async def _write(self) -> None:
         while self._worker.remarked:
             remarked = self._worker.remarked
             batch, self._worker.remarked = remarked[:WRITE_BATCH], remarked[WRITE_BATCH:]

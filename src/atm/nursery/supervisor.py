@@ -31,7 +31,8 @@ from atm.metrics import Metrics
 from atm.nursery import recovery, scanner, stuck
 from atm.nursery.election import stand_in
 from atm.nursery.heartbeat import beat
-from atm.nursery.run import SHUTDOWN
+from atm.nursery.left_open import generators_kept
+from atm.nursery.run import SHUTDOWN, is_run
 from atm.nursery.stuck import StuckRuns
 from atm.nursery.worker import Worker
 from atm.store import Store
@@ -191,10 +192,16 @@ async def _lead(parts: Parts, stop: trio.Event) -> None:
 
 
 async def _run_tasks(parts: Parts, worker: Worker, stop: trio.Event) -> None:
-    """Run tasks under one lease after the other, until ``stop``."""
+    """Run tasks until ``stop``."""
     stuck_runs = StuckRuns(parts.store, worker, parts.metrics, partial(_give_up, parts, stop))
     if not worker.enrolled and not await _enrol(worker, stop):
         return
+    with generators_kept(is_run):
+        await _run_under_leases(parts, worker, stuck_runs, stop)
+
+
+async def _run_under_leases(parts: Parts, worker: Worker, stuck_runs: StuckRuns, stop: trio.Event) -> None:
+    """Under one lease after the other."""
     while not await _run_under_lease(parts, worker, stuck_runs, stop):
         parts.metrics.lease_losses.inc()
         logger.error("the worker's lease was lost: its tasks are given to others")

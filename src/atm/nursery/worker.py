@@ -276,7 +276,7 @@ class Worker:
 
     async def _note(self, note: Note) -> None:
         """A log row is waited for while the store is away; progress is not worth that."""
-        if note.message is None:
+        if note.progress_json is not None:
             await self._store.note([note])
         else:
             await persist(lambda: self._store.note([note]), "log")

@@ -206,9 +206,7 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
     if outcome.details is not None:
         log(Log(row.seq, "ERROR", None, None, outcome.details, row.worker_id, row.attempt))
     if row.cancel_requested_ms is not None:
-        message = outcome.message if outcome.status is Status.CANCELLED else f"Cancelled; {outcome.message}"
-        if outcome.receipt is not None:
-            message = f"{message} ({_steps(outcome.receipt, now - row.cancel_requested_ms)})"
+        message = _cancelled(outcome, now - row.cancel_requested_ms)
         return _end(row, Status.CANCELLED, outcome, message, log)
     if outcome.status is Status.PENDING:
         row.releases += 1
@@ -229,6 +227,17 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
 def _is_late(row: Row, retry_in: float, now: int) -> bool:
     """Whether a retry would come after the deadline that the task has from its parent."""
     return row.expires_ms is not None and now + retry_in * 1000 >= row.expires_ms
+
+
+def _cancelled(outcome: Outcome, asked_ms: int) -> str:
+    """The message of a cancel that was asked for so many ms ago."""
+    if outcome.receipt is not None:
+        steps = f" ({_steps(outcome.receipt, asked_ms)})"
+    elif outcome.status is not Status.CANCELLED:
+        steps = f" (asked → ended {duration(asked_ms / 1000)}, before it had reached the run)"
+    else:
+        steps = ""
+    return f"{'' if outcome.status is Status.CANCELLED else 'Cancelled; '}{outcome.message}{steps}"
 
 
 def _steps(receipt: Receipt, asked_ms: int) -> str:
@@ -307,7 +316,8 @@ def recover(row: Row, now: int, delay_ms: int, log: AddLog) -> tuple[Recovered, 
     elif row.cancel_requested_ms is not None and row.busy:
         change = _wait_for_children(row, now, log)
     elif row.cancel_requested_ms is not None:
-        log(step(row, Status.CANCELLED, "Cancelled; the worker was lost"))
+        waited = duration((now - row.cancel_requested_ms) / 1000)
+        log(step(row, Status.CANCELLED, f"Cancelled; the worker was lost (asked → ended {waited})"))
         row.status = Status.CANCELLED
         change = _change(row, completed_ms=now, keep_body=True)
     else:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from atm.context import Context
 from atm.executor import Executor, FunctionExecutor, name_of
 from atm.executors.lanes import Lanes
+from atm.nursery.left_open import generators_kept
 from atm.nursery.places import whereabouts
 from atm.nursery.run import SHUTDOWN, Run, attempt
 from atm.nursery.stuck import STUCK_MARGIN
@@ -224,7 +225,7 @@ class Trial:
     async def _attempt(self, ended: trio.Event) -> None:
         self.top = trio.lowlevel.current_task()
         try:
-            with self._around:
+            with self._around, generators_kept(lambda task: task is self.top):
                 await attempt(self.run, lambda _: None)
         finally:
             ended.set()
