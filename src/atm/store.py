@@ -222,9 +222,9 @@ class Held(msgspec.Struct, frozen=True, gc=False):
 
 
 class Note(msgspec.Struct, frozen=True, gc=False):
-    """A row for a running task's log (INFO or ERROR), and/or its progress.
+    """A row for a running task's log (INFO or ERROR), and/or its progress; ``error_json``: what is wrong with it.
 
-    Written only while ``attempt`` is the one that runs.
+    Written only while ``attempt`` is the one that runs; the end of the attempt puts its own error in that place.
     """
 
     task_id: str
@@ -233,6 +233,7 @@ class Note(msgspec.Struct, frozen=True, gc=False):
     message: str | None = None
     log_type: LogType = LogType.INFO
     progress_json: str | None = None
+    error_json: str | None = None
 
 
 class LogRow(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -42,6 +42,19 @@ async def test_the_last_progress_of_a_batch_stays(bench: Bench) -> None:
     assert [row.message for row in (await bench.logs(one.task_id))[2:]] == ["first", "second", "third"]
 
 
+async def test_an_error_that_is_noted_stands_in_the_row_until_the_attempt_has_ended(bench: Bench) -> None:
+    one, other = await bench.running(), await bench.running()
+    await bench.store.note(
+        [_note(one, "stuck", error_json='{"type":"Stuck"}'), _note(other, None, progress_json="1")]
+    )
+    await bench.store.note([_note(one, None, progress_json="2"), _note(one, "more")])
+    noted = await bench.get(one.task_id)
+    assert (noted.status, noted.error_json, noted.progress_json) == (Status.PROCESSING, '{"type":"Stuck"}', "2")
+    assert (await bench.get(other.task_id)).error_json is None
+    await bench.finish(one, Status.SUCCESS)
+    assert (await bench.get(one.task_id)).error_json is None
+
+
 async def test_notes_are_taken_while_a_cancel_is_asked_for(bench: Bench) -> None:
     task = await bench.running()
     await bench.store.cancel([task.task_id])

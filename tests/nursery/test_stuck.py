@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import linecache
 import re
 from collections.abc import Callable
@@ -125,9 +126,12 @@ async def test_a_run_that_ignores_its_timeout_is_told_and_its_true_end_is_writte
         await trio.sleep(20 + UNTIL_TOLD)
         (row,) = await errors_of(bench, task_id)
         assert row.message.startswith("Task does not end: its timeout of 20 s cancelled it")
-        assert (await bench.get(task_id)).status is Status.PROCESSING
+        task = await bench.get(task_id)
+        assert task.status is Status.PROCESSING
+        assert json.loads(task.error_json or "") == {"type": "Stuck", "message": row.message, "retryable": True}
         rude.let_go.set()
-        assert (await bench.until(task_id)).status is Status.SUCCESS
+        ended = await bench.until(task_id)
+        assert (ended.status, ended.error_json) == (Status.SUCCESS, None)
 
 
 async def test_a_cleanup_within_its_budget_is_nothing_to_tell(

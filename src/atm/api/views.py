@@ -60,7 +60,10 @@ class TaskView(TypedDict):
     priority: Annotated[Literal[-1, 0, 1], Meta(description="1 high, 0 normal, -1 low.")]
     payload: Annotated[Any, _text("As it was written at its creation.", type="object")]
     result: Annotated[Any, _text("What the executor returned, any JSON value; null unless SUCCESS.")]
-    error: Annotated[AttemptError | None, Meta(description="Of the last failed attempt.")]
+    error: Annotated[
+        AttemptError | None,
+        Meta(description="Of the last failed attempt; or of this one, when it does not end (type Stuck)."),
+    ]
     attempt: Annotated[int, Meta(ge=0, description="Attempts so far; never set back.")]
     retry_count: Annotated[int, Meta(ge=0, description="Attempts repeated after failures and timeouts.")]
     max_retry: Annotated[int, Meta(ge=0, description="Retries that it may have.")]

@@ -1,6 +1,7 @@
 """Finds runs that were cancelled and do not end, and tells of them: in the log, the task's log and a metric.
 
-Nothing can end such a run but itself, or the end of the process. Its row stays PROCESSING, its slot taken.
+Nothing can end such a run but itself, or the end of the process. Its row stays PROCESSING, with an error that says
+so, its slot taken.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
+import msgspec
 import trio
 
 from atm.errors import StoreUnavailable
@@ -108,7 +110,9 @@ class StuckRuns:
             remarked = self._worker.remarked
             batch, self._worker.remarked = remarked[:WRITE_BATCH], remarked[WRITE_BATCH:]
             taken = [(run, run.remarks) for run in batch if run.remarks]
-            notes = [_note(run, text) for run, remarks in taken for text in remarks or ()]
+            notes = [
+                _note(run, text, is_stuck=run in self._known) for run, remarks in taken for text in remarks or ()
+            ]
             for run, _ in taken:
                 run.remarks = None
             try:
@@ -121,8 +125,17 @@ class StuckRuns:
                 return
 
 
-def _note(run: Run, text: object) -> Note:
-    return Note(run.task.task_id, run.task.attempt, run.context.worker_id, str(text), LogType.ERROR)
+def _note(run: Run, text: object, *, is_stuck: bool) -> Note:
+    """In the log; of a run that does not end also in the row, where else nothing but its age would tell."""
+    error = {"type": "Stuck", "message": str(text), "retryable": True}
+    return Note(
+        run.task.task_id,
+        run.task.attempt,
+        run.context.worker_id,
+        str(text),
+        LogType.ERROR,
+        error_json=msgspec.json.encode(error).decode() if is_stuck else None,
+    )
 
 
 def _cancelled_at(run: Run) -> float:

@@ -53,19 +53,20 @@ class Ends:
     async def note(self, _: None, calls: list[Call], tx: Transaction) -> None:
         logs = Logs()
         _now, rows = await tx.rows((note.task_id for call in calls for note in call.rows), logs)
-        progress: dict[str, str | None] = {}
+        told: dict[str, tuple[str | None, str | None]] = {}
         for call in calls:
             for note in call.rows:
                 row = rows.get(note.task_id)
                 if row is None or row.attempt != note.attempt or row.status is not Status.PROCESSING:
                     continue
-                progress[note.task_id] = note.progress_json or progress.get(note.task_id)
+                progress, error = told.get(note.task_id, (None, None))
+                told[note.task_id] = note.progress_json or progress, note.error_json or error
                 if note.message is not None:
                     log_type = note.log_type.value
                     logs.add(Log(row.seq, log_type, None, None, note.message, note.worker_id, note.attempt))
                     self._known.touch([note.task_id])
             call.succeed(None)
-        noted = writes.pieces((task_id, logs.counts[task_id], text) for task_id, text in progress.items())
+        noted = writes.pieces((task_id, logs.counts[task_id], *values) for task_id, values in told.items())
         await tx.run(*(bind(writes.UPDATE_NOTED, piece) for piece in noted), *logs.statements(), COMMIT)
 
 

@@ -62,8 +62,9 @@ _UPDATE_CHANGED = _update(
     "t.progress = IF(c.opened, NULL, COALESCE(c.progress, t.progress)), t.log_count = c.log_count",
 )  # fmt: skip
 UPDATE_NOTED = _update(
-    ["log_count INT", f"progress {_MEDIUMTEXT}"],
-    "t.progress = COALESCE(c.progress, t.progress), t.log_count = c.log_count",
+    ["log_count INT", f"progress {_MEDIUMTEXT}", f"error {_MEDIUMTEXT}"],
+    "t.progress = COALESCE(c.progress, t.progress), t.error = COALESCE(c.error, t.error), "
+    "t.log_count = c.log_count",
 )
 _UPDATE_MARKED = _update(["log_count INT"], "t.cancel_requested_at = %s, t.log_count = c.log_count")
 UPDATE_PARENTS = _update(["log_count INT"], "t.children = 1, t.log_count = c.log_count")

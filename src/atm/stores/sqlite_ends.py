@@ -22,7 +22,7 @@ def finish(_: None, calls: list[Call], writer: Writer, now: int) -> None:
 
 def note(_: None, calls: list[Call], writer: Writer, now: int) -> None:
     rows = writer.rows({item.task_id for call in calls for item in call.rows})
-    progress: dict[str, str] = {}
+    told: dict[str, tuple[str | None, str | None]] = {}
     for call in calls:
         for item in call.rows:
             row = rows.get(item.task_id)
@@ -32,11 +32,13 @@ def note(_: None, calls: list[Call], writer: Writer, now: int) -> None:
                 writer.log(
                     Log(row.seq, item.log_type._value_, None, None, item.message, item.worker_id, item.attempt)
                 )
-            if item.progress_json is not None:
-                progress[item.task_id] = item.progress_json
+            if item.progress_json is not None or item.error_json is not None:
+                progress, error = told.get(item.task_id, (None, None))
+                told[item.task_id] = item.progress_json or progress, item.error_json or error
         call.succeed(None)
-    if progress:
-        writer.db.execute(texts.UPDATE_NOTED, (to_json(list(progress.items())),))
+    if told:
+        noted = [(task_id, *values) for task_id, values in told.items()]
+        writer.db.execute(texts.UPDATE_NOTED, (to_json(noted),))
 
 
 def cancel(_: None, calls: list[Call], writer: Writer, now: int) -> None:

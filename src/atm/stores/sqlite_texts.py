@@ -199,7 +199,9 @@ UPDATE task SET status = change.status, due_at = coalesce(change.due_at, task.du
 FROM change WHERE task.seq = change.seq
 """
 UPDATE_MARKED = f"UPDATE task SET cancel_requested_at = ? WHERE task_id {_LISTED}"
-UPDATE_NOTED = "UPDATE task SET progress = note.value->>1 FROM json_each(?) AS note WHERE task_id = note.value->>0"
+UPDATE_NOTED = """
+UPDATE task SET progress = coalesce(note.value->>1, progress), error = coalesce(note.value->>2, error)
+FROM json_each(?) AS note WHERE task_id = note.value->>0"""
 UPDATE_SWEPT = f"UPDATE task SET sweep_at = ? + min(max(? - due_at, ?), ?) WHERE task_id {_LISTED}"
 DELETES = tuple(f"DELETE FROM {table} WHERE seq {_LISTED}" for table in ("task_logs", "task"))
 
