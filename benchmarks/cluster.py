@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -53,6 +54,9 @@ WARM_UP = 20
 """Samples of a latency that do not count."""
 
 PEER_TARGET = 1.3
+MANY_SLOTS = 400
+"""Of a node whose tasks mostly wait, or are over at once: the larger its batches, the less each task costs."""
+
 FAILOVERS = 25
 PEER_SAMPLES = 20
 POLL = 0.25
@@ -85,35 +89,47 @@ def latencies(name: str, found: Sequence[float], p50: float | None, p99: float |
 
 
 def backlog(ground: Ground, plan: Plan, *, peers: bool) -> Iterator[Figure]:
-    """One node and two, and BullMQ between them, round after round."""
-    ours: dict[int, list[dict[str, float]]] = {1: [], 2: []}
-    theirs: list[float] = []
-    ratios: list[float] = []
+    """One node and two, two with many slots, and BullMQ with as many between them, round after round."""
+    many = replace(plan, capacity=MANY_SLOTS)
+    settings = {"one node": (plan, 1), "two nodes": (plan, 2), f"two nodes of {MANY_SLOTS} slots": (many, 2)}
+    ours: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    theirs: dict[int, list[float]] = {plan.capacity: [], MANY_SLOTS: []}
     for number in range(plan.rounds):
-        for count, rounds in ours.items():
-            rounds.append(backlog_round(ground, plan, count))
-        one, two = (rounds[-1]["done"] for rounds in ours.values())
-        line = f"round {number + 1}: one node {one:,.0f}/s, two nodes {two:,.0f}/s"
-        if peers and (peer := peer_rate(plan)):
-            theirs.append(peer)
-            ratios.append(two / peer)
-            line += f", BullMQ {peer:,.0f}/s, two nodes : BullMQ {ratios[-1]:.2f}"
-        told(line)
-    for count, rounds in ours.items():
+        for name, (how, count) in settings.items():
+            ours[name].append(backlog_round(ground, how, count))
+            if peers and count == 2 and (rate := peer_rate(how)):
+                theirs[how.capacity].append(rate)
+        rates = [f"{name} {rounds[-1]['done']:,.0f}/s" for name, rounds in ours.items()]
+        rates += [f"BullMQ of {slots} {rounds[-1]:,.0f}/s" for slots, rounds in theirs.items() if rounds]
+        told(f"round {number + 1}: {', '.join(rates)}")
+    for name, rounds in ours.items():
         found = medians(rounds)
-        nodes = "one node" if count == 1 else f"{count} nodes"
-        yield Figure(f"end to end, backlog filled first, {nodes}", found["done"], "tasks/s")
+        yield Figure(f"end to end, backlog filled first, {name}", found["done"], "tasks/s")
         for part in PARTS:
             yield Figure(f"    CPU a task, {part}", found[part], "µs")
-    yield Figure("create by batches of 500, HTTP", medians(ours[2])["created"], "tasks/s", 40_000)
-    if theirs:
-        yield Figure("BullMQ, Redis in memory, 2 × 100: end to end", statistics.median(theirs), "tasks/s")
-        yield Figure("    ours with two nodes : theirs", statistics.median(ratios), "times", PEER_TARGET)
+    yield Figure("create by batches of 500, HTTP", medians(ours["two nodes"])["created"], "tasks/s", 40_000)
+    if all(theirs.values()):
+        pairs = {how.capacity: ours[name] for name, (how, count) in settings.items() if count == 2}
+        yield from against_peer(
+            {slots: [one["done"] for one in rounds] for slots, rounds in pairs.items()}, theirs
+        )
+
+
+def against_peer(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -> Iterator[Figure]:
+    """With as many slots each, and each with the number of slots that it is faster with."""
+    for slots, rates in theirs.items():
+        ratios = [one / rate for one, rate in zip(ours[slots], rates, strict=True)]
+        yield Figure(f"BullMQ, Redis in memory, 2 × {slots}: end to end", statistics.median(rates), "tasks/s")
+        yield Figure(f"    ours with 2 × {slots} : theirs, round by round", statistics.median(ratios), "times")
+    best, best_of_theirs = (max(map(statistics.median, rates.values())) for rates in (ours, theirs))
+    yield Figure(
+        "    ours : theirs, each with what it is faster with", best / best_of_theirs, "times", PEER_TARGET
+    )
 
 
 def peer_rate(plan: Plan) -> float | None:
     try:
-        return bullmq_in_memory(plan.tasks, PEER_SAMPLES)["done"]
+        return bullmq_in_memory(plan.tasks, PEER_SAMPLES, plan.capacity)["done"]
     except NotToBeHadError as error:
         told(f"skipped BullMQ: {error}")
         return None

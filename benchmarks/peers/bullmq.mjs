@@ -1,17 +1,16 @@
-// BullMQ: the backlog is filled first, then two processes of 100 slots each work it off.
+// BullMQ: the backlog is filled first, then two processes of so many slots each work it off.
 //
-//   node bullmq.mjs PORT TASKS SAMPLES      prints one line of JSON
+//   node bullmq.mjs PORT TASKS SAMPLES SLOTS      prints one line of JSON
 //
-// The same file is the worker process, told so by a fourth argument.
+// The same file is the worker process, told so by a fifth argument.
 
 import { fork } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { Queue, Worker } from "bullmq";
 
-const [port, tasks, samples, role] = process.argv.slice(2);
+const [port, tasks, samples, slots, role] = process.argv.slice(2);
 const connection = { host: "127.0.0.1", port: Number(port), maxRetriesPerRequest: null };
 const PROCESSES = 2;
-const SLOTS = 100;
 const BATCH = 500;
 const SINGLES = 2000;
 
@@ -21,7 +20,7 @@ async function beWorker() {
   const worker = new Worker(
     "bench",
     async (job) => (job.name === "stamp" ? String(process.hrtime.bigint()) : null),
-    { connection, concurrency: SLOTS, autorun: false },
+    { connection, concurrency: Number(slots), autorun: false },
   );
   worker.on("completed", (job, result) => {
     done += 1;
@@ -48,7 +47,7 @@ class Workers {
     this.stamps = [];
     this.waiting = () => {};
     this.processes = Array.from({ length: count }, () => {
-      const one = fork(fileURLToPath(import.meta.url), [port, tasks, samples, "worker"]);
+      const one = fork(fileURLToPath(import.meta.url), [port, tasks, samples, slots, "worker"]);
       let counted = 0;
       one.on("message", (message) => {
         if (message.done !== undefined) {

@@ -19,6 +19,9 @@ from benchmarks.peers.redis import private_redis
 from benchmarks.table import Figure
 
 HERE = Path(__file__).parent
+SLOTS = 100
+"""Of each of BullMQ's two processes."""
+
 PATIENCE = 600.0
 """Seconds that a round of a peer may take."""
 
@@ -73,19 +76,19 @@ def new_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def bullmq_in_memory(tasks: int, samples: int) -> dict[str, float]:
-    return bullmq(tasks, samples, durable=False)
+def bullmq_in_memory(tasks: int, samples: int, slots: int = SLOTS) -> dict[str, float]:
+    return bullmq(tasks, samples, slots, durable=False)
 
 
 def bullmq_durable(tasks: int, samples: int) -> dict[str, float]:
-    return bullmq(tasks, samples, durable=True)
+    return bullmq(tasks, samples, SLOTS, durable=True)
 
 
-def bullmq(tasks: int, samples: int, *, durable: bool) -> dict[str, float]:
+def bullmq(tasks: int, samples: int, slots: int, *, durable: bool) -> dict[str, float]:
     # Modules are looked for above the script, so it has to stand in the folder of the packages.
     script = Path(shutil.copy(HERE / "bullmq.mjs", fetch.bullmq()))
     with new_folder() as folder, private_redis(folder, durable=durable) as port:
-        return _run(["node", str(script), str(port), str(tasks), str(samples)], script.parent, {})
+        return _run(["node", str(script), str(port), str(tasks), str(samples), str(slots)], script.parent, {})
 
 
 def huey_on_sqlite(tasks: int, samples: int) -> dict[str, float]:

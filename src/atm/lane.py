@@ -15,7 +15,7 @@ import trio
 from atm.errors import StoreUnavailable
 from atm.serial import MAX_BYTES, MAX_ROWS, Call, Result
 
-TURNS = 2
+TURNS = 3
 """Of the loop: in so many, who is woken by the same thing as the first caller has called, too."""
 
 GRACE = 5.0
