@@ -99,9 +99,9 @@ def backlog(ground: Ground, plan: Plan, *, peers: bool) -> Iterator[Figure]:
             ours[name].append(backlog_round(ground, how, count))
             if peers and count == 2 and (rate := peer_rate(how)):
                 theirs[how.capacity].append(rate)
-        rates = [f"{name} {rounds[-1]['done']:,.0f}/s" for name, rounds in ours.items()]
-        rates += [f"BullMQ of {slots} {rounds[-1]:,.0f}/s" for slots, rounds in theirs.items() if rounds]
-        told(f"round {number + 1}: {', '.join(rates)}")
+        words = [f"{name} {rounds[-1]['done']:,.0f}/s" for name, rounds in ours.items()]
+        words += [f"BullMQ of {slots} {rounds[-1]:,.0f}/s" for slots, rounds in theirs.items() if rounds]
+        told(f"round {number + 1}: {', '.join(words)}")
     for name, rounds in ours.items():
         found = medians(rounds)
         yield Figure(f"end to end, backlog filled first, {name}", found["done"], "tasks/s")
@@ -120,7 +120,7 @@ def against_peer(ours: dict[int, list[float]], theirs: dict[int, list[float]]) -
     for slots, rates in theirs.items():
         ratios = [one / rate for one, rate in zip(ours[slots], rates, strict=True)]
         yield Figure(f"BullMQ, Redis in memory, 2 × {slots}: end to end", statistics.median(rates), "tasks/s")
-        yield Figure(f"    ours with 2 × {slots} : theirs, round by round", statistics.median(ratios), "times")
+        yield Figure(f"    ours with 2 × {slots} : theirs, by rounds", statistics.median(ratios), "times")
     best, best_of_theirs = (max(map(statistics.median, rates.values())) for rates in (ours, theirs))
     yield Figure(
         "    ours : theirs, each with what it is faster with", best / best_of_theirs, "times", PEER_TARGET

@@ -382,6 +382,68 @@ async def test_a_task_runs_from_node_to_node_without_the_scan_interval(open_node
         nursery.cancel_scope.cancel()
 
 
+@pytest.fixture
+async def pair(open_node: OpenNode) -> AsyncIterator[tuple[RedisCoordinator, RedisCoordinator]]:
+    """A node that leads, and another one with a worker that has nothing to do."""
+    one, two = await open_node(), await open_node()
+    async with leading(one):
+        await two.register(worker("w"))
+        with trio.move_on_after(0.3):
+            await two.take("w")  # after a first answer it goes by what it is told
+        yield one, two
+
+
+async def _hand_over(leader: RedisCoordinator, *names: str) -> None:
+    await leader.push([hint(name) for name in names])
+    with trio.fail_after(PATIENCE):
+        while not await leader.dispatch(LeastTask(), 10):
+            await trio.sleep(0.005)
+
+
+async def _take(node: RedisCoordinator) -> list[str]:
+    with trio.fail_after(PATIENCE):
+        return [item.task_id for item in await node.take("w")]
+
+
+async def test_what_comes_with_the_wake_up_is_taken_without_a_question(
+    pair: tuple[RedisCoordinator, RedisCoordinator], trips: list[list[str]], redis_db: RedisServer
+) -> None:
+    one, two = pair
+    trips.clear()
+    await _hand_over(one, "a1", "b2")
+    assert await _take(two) == ["a1", "b2"]
+    await two.overview()
+    assert not any("take" in names for names in trips)
+    assert redis_db.call("LRANGE", "worker:w:taken", 0, -1) == ["a1:a:0", "b2:b:0"]
+    await two.settle("w", [hint("a1"), hint("b2")], 0)
+    await two.overview()
+    assert redis_db.call("EXISTS", "worker:w:queue", "worker:w:taken") == 0
+
+
+async def test_what_is_handed_over_behind_the_wake_up_is_asked_for(
+    pair: tuple[RedisCoordinator, RedisCoordinator], redis_db: RedisServer
+) -> None:
+    one, two = pair
+    await _hand_over(one, "a1")
+    await _hand_over(one, "a2")
+    assert await _take(two) == ["a1"]
+    assert await _take(two) == ["a2"]
+    assert redis_db.call("LRANGE", "worker:w:taken", 0, -1) == ["a1:a:0", "a2:a:0"]
+
+
+async def test_what_was_moved_back_before_it_was_taken_does_not_come_to_lie_there_twice(
+    pair: tuple[RedisCoordinator, RedisCoordinator], redis_db: RedisServer
+) -> None:
+    one, two = pair
+    await _hand_over(one, "a1", "a2")
+    redis_db.call("LREM", "worker:w:queue", 1, "a1:a:0")
+    redis_db.call("RPUSH", "queue:normal", "a1:a")
+    assert await _take(two) == ["a1", "a2"], "the store will say whose they are"
+    await two.overview()
+    assert redis_db.call("LRANGE", "worker:w:taken", 0, -1) == ["a2:a:0"]
+    assert redis_db.call("LRANGE", "queue:normal", 0, -1) == ["a1:a"]
+
+
 async def test_scripts_come_back_when_redis_has_forgotten_them(hall: Hall, redis_server: RedisServer) -> None:
     await hall.worker()
     redis_server.call("SCRIPT", "FLUSH")

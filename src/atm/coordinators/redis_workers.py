@@ -33,12 +33,18 @@ class _Hand:
     def __init__(self, info: WorkerInfo, leads: Callable[[], bool]) -> None:
         self.info = info
         self.wake = Flag()
+        self.told_of = b""  # hints that came with the wake-up, and have not been taken
         # An answer may have been lost that handed something over: the next one has to tell all.
         self.again = True
         # One object each, so that those in a row are merged; they tell what holds when they are sent.
         self.settle = Request(SCRIPTS["settle"], self._settle_arguments)
         self.register = Request(SCRIPTS["register"], self._register_arguments)
         self._leads = leads
+
+    def hear(self, message: bytes) -> None:
+        """Something was handed to this worker: this, or if nothing is said, what it has to ask for."""
+        self.told_of = message
+        self.wake.set()
 
     def _settle_arguments(self, hints: Sequence[Hint]) -> tuple[bytes, ...]:
         document = {
@@ -103,7 +109,7 @@ class Workers:
         hand = self._hands.get(worker.id)
         if hand is None:
             hand = self._hands[worker.id] = _Hand(worker, self._bell.leads)
-            self._link.listener.hear(f"worker:{worker.id}:wake", lambda _: hand.wake.set(), hand.wake.set)
+            self._link.listener.hear(f"worker:{worker.id}:wake", hand.hear, hand.wake.set)
         hand.info = worker
         self._bell.doubt()
         self._bell.post(hand.register)
@@ -118,6 +124,9 @@ class Workers:
         hand = self._hands[worker_id]
         while True:
             await hand.wake.wait()
+            told_of, hand.told_of = hand.told_of, b""
+            if told_of and not hand.again:
+                return self._take(hand, lines_of(told_of))
             again, hand.again = hand.again, True
             try:
                 text = await self._link.ask(says("take", id=worker_id, again=again))
@@ -129,6 +138,16 @@ class Workers:
                 hand.again = False
                 if text:
                     return [hint_of(line) for line in lines_of(text)]
+
+    def _take(self, hand: _Hand, told_of: list[str]) -> list[Hint]:
+        """Without waiting for Redis to say so: whether they are this worker's is for the store to judge."""
+
+        def hear(left: int) -> None:
+            if left:
+                hand.wake.set()
+
+        self._link.post(says("took", id=hand.info.id, hints=told_of), told=hear)
+        return [hint_of(line) for line in told_of]
 
     async def settle(self, worker_id: str, hints: Sequence[Hint], load: int) -> None:
         hand = self._hands.get(worker_id)

@@ -45,7 +45,8 @@ for place, hints in pairs(handed) do
     if redis.call('EXISTS', key .. ':queue') == 0 then
         redis.call('HSET', key, 'handed_at', now)
         if not A.own[place] then
-            redis.call('PUBLISH', key .. ':wake', '')
+            -- What fits into a message need not be asked for.
+            redis.call('PUBLISH', key .. ':wake', #hints <= SLICE and table.concat(hints, '\n') or '')
         end
     end
     each_slice('RPUSH', key .. ':queue', hints)
