@@ -140,12 +140,13 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     """The verdict on an Outcome: the state the task is in now; ``status`` None means stale, nothing written.
 
     ``children``: nothing written either, because the task has children that have not ended: ask again when
-    they have.
+    they have. ``ended_with``: how many children were ended with it, as its log says, too.
     """
 
     status: Status | None
     due_in: float = 0.0
     children: bool = False
+    ended_with: int = 0
 
 
 class CancelState(StrEnum):

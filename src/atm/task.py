@@ -193,6 +193,11 @@ def duration(seconds: float) -> str:
     return f"{max(0.0, seconds) * 1000:.0f} ms" if seconds < 0.9995 else f"{seconds:.1f} s"
 
 
+def children_ended(count: int) -> str:
+    """What the message of a task's end says of the children that were ended with it."""
+    return f"; {count} {'child' if count == 1 else 'children'} ended with it" if count else ""
+
+
 _last_id_ms = 0
 _last_id_counter = 0
 _id_head = ""

@@ -126,6 +126,7 @@ async def family_life(bench: Bench) -> None:
     assert await store.settle(10)
     assert (await store.cancel_children([parent.task_id], 100)).verdicts
     await bench.finish(running, Status.CANCELLED)
+    assert "1 child ended with it" in (await bench.logs(running.task_id))[-1].message
     assert await store.settle(10)
 
 

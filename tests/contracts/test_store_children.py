@@ -347,6 +347,100 @@ async def test_children_whose_time_is_over_time_out(bench: Bench) -> None:
     await bench.steps(waiting)
 
 
+# how many ended with it
+
+
+async def last_words(bench: Bench, task: Task) -> str:
+    return (await bench.logs(task.task_id))[-1].message
+
+
+async def end(bench: Bench, task: Task, status: Status, **fields: Any) -> int:
+    """End the task, twice, as after a lost answer; how many children are told to have ended with it."""
+    lease = await bench.lease()
+    first, second = [(await bench.store.finish(lease, [outcome(task, status, **fields)]))[0] for _ in range(2)]
+    assert first == second
+    assert first.status is not None
+    return first.ended_with
+
+
+async def test_children_that_ended_before_their_cancelled_parent_are_counted(bench: Bench) -> None:
+    parent = await bench.running()
+    await spawn(bench, parent, 0)
+    running = [await bench.claim(await spawn(bench, parent, ordinal)) for ordinal in (1, 2, 3)]
+    await bench.finish(running.pop(), Status.SUCCESS)
+    await bench.store.cancel([await spawn(bench, parent, 4)])
+    await bench.advance(1)
+    await bench.store.cancel([parent.task_id])
+    await bench.store.cancel_children([parent.task_id], LIMIT)
+    await bench.finish(running.pop(), Status.CANCELLED)
+    assert await waits(bench, parent, Status.CANCELLED)
+    await bench.finish(running.pop(), Status.SUCCESS)
+    assert await end(bench, parent, Status.CANCELLED) == 3
+    assert await last_words(bench, parent) == "ended CANCELLED; 3 children ended with it"
+
+
+async def test_children_that_met_their_parents_deadline_are_counted(bench: Bench) -> None:
+    parent = await bench.running(timeout=60)
+    await spawn(bench, parent, 0)
+    late = await bench.claim(await spawn(bench, parent, 1, timeout=300))
+    brief = await bench.claim(await spawn(bench, parent, 2, timeout=7))
+    await bench.advance(7)
+    await bench.finish(brief, Status.TIMEOUT)
+    await bench.advance(53)
+    await bench.finish(late, Status.TIMEOUT)
+    assert await waits(bench, parent, Status.TIMEOUT)
+    await bench.store.cancel_children([parent.task_id], LIMIT)
+    assert await end(bench, parent, Status.TIMEOUT) == 2
+    assert await last_words(bench, parent) == "ended TIMEOUT; 2 children ended with it"
+
+
+@pytest.mark.parametrize("status", [Status.SUCCESS, Status.FAILED, Status.PENDING])
+async def test_whatever_it_came_to_a_cancelled_parent_tells_of_its_children(bench: Bench, status: Status) -> None:
+    parent = await bench.running()
+    await spawn(bench, parent)
+    await bench.store.cancel([parent.task_id])
+    await bench.store.cancel_children([parent.task_id], LIMIT)
+    assert await end(bench, parent, status) == 1
+    assert "1 child ended with it" in await last_words(bench, parent)
+
+
+async def test_children_that_ended_by_themselves_are_not_counted(bench: Bench) -> None:
+    parent = await bench.running()
+    for ordinal, status in enumerate((Status.SUCCESS, Status.FAILED, Status.TIMEOUT)):
+        await bench.finish(await bench.claim(await spawn(bench, parent, ordinal, timeout=7)), status)
+    await bench.store.cancel([parent.task_id])
+    assert await end(bench, parent, Status.CANCELLED) == 0
+    assert await last_words(bench, parent) == "ended CANCELLED"
+
+
+async def test_children_that_ended_with_a_former_attempt_are_not_counted(bench: Bench) -> None:
+    parent = await bench.running(timeout=60)
+    await spawn(bench, parent, 0)
+    late = await bench.claim(await spawn(bench, parent, 1))
+    await bench.advance(60)
+    await bench.store.cancel_children([parent.task_id], LIMIT)
+    assert await bench.finish(parent, Status.TIMEOUT, retry_in=0.0) is Status.PENDING
+    assert "ended with it" not in (await last_words(bench, parent))
+    await bench.advance(1)
+    parent = await bench.claim(parent.task_id)
+    await bench.advance(1)
+    await bench.finish(late, Status.TIMEOUT)
+    await bench.store.cancel([parent.task_id])
+    assert await end(bench, parent, Status.CANCELLED) == 0
+
+
+async def test_each_parent_of_a_batch_has_its_own_count(bench: Bench) -> None:
+    parents = [await bench.running() for _ in range(3)]
+    for count, parent in enumerate(parents):
+        for ordinal in range(count):
+            await spawn(bench, parent, ordinal)
+    await bench.store.cancel([parent.task_id for parent in parents])
+    await bench.store.cancel_children([parent.task_id for parent in parents], LIMIT)
+    ends = [outcome(parent, Status.CANCELLED) for parent in parents]
+    verdicts = await bench.store.finish(await bench.lease(), ends)
+    assert [verdict.ended_with for verdict in verdicts] == [0, 1, 2]
+
+
 # the parent's worker is lost
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -14,7 +16,7 @@ from atm.context import Context
 from atm.errors import ChildFailed, NonRetryable
 from atm.store import TaskFilter
 from atm.task import Status, Task
-from nursery.bench import Bench, MakeBench, sleeping
+from nursery.bench import Bench, Body, MakeBench, sleeping
 from nursery.test_worker import Diary, failing
 
 
@@ -227,9 +229,60 @@ async def test_a_cancelled_parent_is_cancelled_after_its_children(
         children = await children_of(bench, task_id)
         assert [child.status for child in children] == [Status.CANCELLED] * 3
         assert all(child.completed_ms <= task.completed_ms for child in children)  # type: ignore[operator]
-        assert "children ended with it" in (await bench.messages(task_id))[-1]
+        assert "3 children ended with it" in (await bench.messages(task_id))[-1]
         await trio.sleep(1)
         assert bench.worker.load == 0
+
+
+def ending(seconds: float) -> Body:
+    """Runs until it is cancelled, and so many seconds longer."""
+
+    async def body(ctx: Context, task: Task) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with ctx.cleanup():
+                await trio.sleep(seconds)
+
+    return body
+
+
+def parent_of(children: Sequence[str], body: Body) -> Body:
+    """Starts a child of each of these types, and goes on like ``body``."""
+
+    async def started(ctx: Context, task: Task) -> None:
+        for task_type in children:
+            await ctx.spawn(task_type)
+        await body(ctx, task)
+
+    return started
+
+
+FAMILIES = {
+    "before it": (["quick", "quick", "done"], "2 children"),
+    "after it": (["slow", "slow", "done"], "2 children"),
+    "before and after it": (["quick", "slow", "quick", "done"], "3 children"),
+    "alone": (["slow"], "1 child"),
+    "never started": (["nobody", "nobody"], "2 children"),
+}
+"""When the children end, what they are, and how many of them end with their parent, which takes a second."""
+
+
+@pytest.mark.parametrize("way", ["cancel", "cancel without messages", "timeout"])
+@pytest.mark.parametrize(("children", "count"), FAMILIES.values(), ids=FAMILIES)
+async def test_a_receipt_counts_the_children_whichever_ended_first(
+    make_bench: MakeBench, autojump_clock: MockClock, children: list[str], count: str, way: str
+) -> None:
+    bodies = {"p": parent_of(children, ending(1)), "quick": ending(0), "slow": ending(3), "done": sleeping(1)}
+    async with make_bench(bodies, heartbeat_interval=2.0).running() as bench:
+        task_id = await bench.submit("p", timeout=20, max_retry=0)
+        await trio.sleep(10)
+        if way != "timeout":
+            await bench.cancel(task_id, message=way == "cancel")
+        await bench.until(task_id)
+        last = (await bench.messages(task_id))[-1]
+        assert last.count(f"; {count} ended with it") == last.count("child") == 1, last
+        assert "executor ended 1.0 s" in last
 
 
 async def test_lost_messages_cost_a_cancel_a_beat(make_bench: MakeBench, autojump_clock: MockClock) -> None:

@@ -132,7 +132,7 @@ VERBS: dict[str, Callable[[Bench], Awaitable[object]]] = {
     "reads": _reads,
 }
 
-_SCAN = re.compile(r"^SCAN (task|task_logs)\b", re.MULTILINE)
+_SCAN = re.compile(r"^SCAN (task|task_logs|p)\b", re.MULTILINE)
 
 
 @pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import trio
-from msgspec.structs import replace
 
 from atm import families
 from atm.context import Commands, Context
@@ -27,8 +26,8 @@ from atm.nursery.family import Family
 from atm.nursery.patience import persist
 from atm.nursery.run import Run, attempt
 from atm.nursery.slots import Slots
-from atm.store import Claimed, Lease, Note, Outcome, Refusal, Refused, Store
-from atm.task import Status, Task
+from atm.store import Claimed, Finished, Lease, Note, Outcome, Refusal, Refused, Store
+from atm.task import Status, Task, children_ended
 
 RECORD_BATCH = 500
 CANCEL_BATCH = 200
@@ -384,6 +383,7 @@ class Worker:
                 self._metrics.stale_results.inc()
                 logger.warning("result refused as stale", extra=about(run))
                 continue
+            run.context.count_reaped("children", verdict.ended_with)
             ends.append((task.task_id, verdict.status))
             ended_as = verdict.status
             if ended_as is Status.PENDING:
@@ -393,7 +393,7 @@ class Worker:
             if ended_as is not Status.PENDING:
                 seconds.setdefault((task.task_type, ended_as), []).append(run.seconds)
             if ended_as is not Status.SUCCESS:
-                _tell(run, ended_as, verdict.status)
+                _tell(run, ended_as, verdict)
         self._metrics.retries.inc(retried)
         for (task_type, status), values in seconds.items():
             self._metrics.ended(task_type, status, values)
@@ -412,9 +412,7 @@ class Worker:
             pause = longest
             for run in runs:
                 cancel = partial(families.cancel_children, self._store, self._coordinator, [run.task.task_id])
-                met = await persist(cancel, "cancel children")
-                if not run.looks:
-                    _count_children(run, met)
+                await persist(cancel, "cancel children")
                 pause = min(pause, first * 1.5 ** min(run.looks, 10))
                 run.looks += 1
             await trio.sleep(pause)
@@ -444,21 +442,14 @@ def _wait(task: Task) -> float:
     return max(0, (task.started_ms or 0) - task.due_ms) / 1000
 
 
-def _count_children(run: Run, count: int) -> None:
-    if count:
-        run.context.count_reaped("children", count)
-        what = "1 child" if count == 1 else f"{count} children"
-        run.outcome = replace(run.outcome, message=f"{run.outcome.message}; {what} ended with it")
-
-
-def _tell(run: Run, ended_as: Status, now: Status) -> None:
+def _tell(run: Run, ended_as: Status, verdict: Finished) -> None:
     """A log line of an attempt that did not succeed."""
     if ended_as is Status.PENDING:
         logger.info("task released: %s", run.outcome.message, extra=about(run))
         return
-    what_next = ", will be retried" if now is Status.PENDING else ""
+    more = ", will be retried" if verdict.status is Status.PENDING else children_ended(verdict.ended_with)
     level = logging.INFO if ended_as is Status.CANCELLED else logging.WARNING
-    logger.log(level, "task %s: %s%s", ended_as, run.outcome.message, what_next, extra=about(run))
+    logger.log(level, "task %s: %s%s", ended_as, run.outcome.message, more, extra=about(run))
 
 
 async def _each(runs: Sequence[Run], cancel: Callable[[Run], None]) -> None:

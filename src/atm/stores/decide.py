@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from atm.errors import IdempotencyConflict
 from atm.store import (
@@ -29,7 +30,7 @@ from atm.store import (
     SpawnState,
     Waiting,
 )
-from atm.task import MAX_RECOVERIES, REOPENABLE, LogType, Status, Task, TaskType, duration
+from atm.task import MAX_RECOVERIES, REOPENABLE, LogType, Status, Task, TaskType, children_ended, duration
 
 SWEEP_FIRST = 2_000
 """A due task that nobody claims is looked at after this long, then after twice as long, and so on."""
@@ -45,6 +46,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
 
     ``seq`` is the store's own name of the task: a number where it has short ones.
     ``children``: it has had some; only then the store has to look whether it is ``busy``: one of them lives.
+    ``ended_with``: how many of them were ended with it, where ``ended_parents`` asks for that.
     """
 
     seq: int | str
@@ -63,6 +65,7 @@ class Row(msgspec.Struct, array_like=True, gc=False):
     children: int = 0
     expires_ms: int | None = None
     busy: bool = False
+    ended_with: int = 0
 
 
 class Parent(msgspec.Struct, array_like=True, gc=False):
@@ -199,12 +202,15 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
     if row.status is not Status.PROCESSING:
         if row.status not in _possible_ends(row, outcome):
             return Finished(None), None
-        return Finished(row.status, max(0, row.due_ms - now) / 1000 if row.status is Status.PENDING else 0.0), None
-    again = outcome.retry_in is not None and not _is_late(row, outcome.retry_in, now)
+        due_in = max(0, row.due_ms - now) / 1000 if row.status is Status.PENDING else 0.0
+        return Finished(row.status, due_in, ended_with=row.ended_with), None
+    again = _is_tried_again(row, outcome, now)
     if row.busy and (row.cancel_requested_ms is not None or not (again or outcome.status is Status.PENDING)):
         return Finished(None, children=True), None
     if outcome.details is not None:
         log(Log(row.seq, "ERROR", None, None, outcome.details, row.worker_id, row.attempt))
+    if row.ended_with:
+        outcome = replace(outcome, message=outcome.message + children_ended(row.ended_with))
     if row.cancel_requested_ms is not None:
         message = _cancelled(outcome, now - row.cancel_requested_ms)
         return _end(row, Status.CANCELLED, outcome, message, log)
@@ -222,6 +228,25 @@ def finish(row: Row | None, outcome: Outcome, now: int, log: AddLog) -> tuple[Fi
         return Finished(Status.PENDING, outcome.retry_in), change
     late = "" if outcome.retry_in is None else "; its parent's deadline leaves no time for a retry"
     return _end(row, outcome.status, outcome, outcome.message + late, log)
+
+
+def ended_parents(rows: Mapping[str, Row], outcomes: Iterable[Outcome], now: int) -> list[str]:
+    """The tasks that these outcomes end for good, after children that they have had."""
+    parents = {name for name, row in rows.items() if row.children and not row.busy}
+    if not parents:
+        return []
+    return [o.task_id for o in outcomes if o.task_id in parents and _is_end(rows[o.task_id], o, now)]
+
+
+def _is_end(row: Row, outcome: Outcome, now: int) -> bool:
+    if row.attempt != outcome.attempt or row.status is Status.PENDING:
+        return False
+    lives_on = outcome.status is Status.PENDING or _is_tried_again(row, outcome, now)
+    return row.cancel_requested_ms is not None or not lives_on
+
+
+def _is_tried_again(row: Row, outcome: Outcome, now: int) -> bool:
+    return outcome.retry_in is not None and not _is_late(row, outcome.retry_in, now)
 
 
 def _is_late(row: Row, retry_in: float, now: int) -> bool:
@@ -263,7 +288,8 @@ def _end(row: Row, status: Status, outcome: Outcome, message: str, log: AddLog) 
     log(step(row, status, message))
     row.status = status
     result = None if status is Status.CANCELLED else outcome.result_json
-    return Finished(status), End(row.seq, status, result, outcome.error_json, outcome.progress_json)
+    end = End(row.seq, status, result, outcome.error_json, outcome.progress_json)
+    return Finished(status, ended_with=row.ended_with), end
 
 
 def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Change | None]:

@@ -39,6 +39,7 @@ class Ends:
         others = [o for call in calls for o in call.rows if o.task_id not in plain]
         logs = Logs()
         now, rows = await tx.rows((o.task_id for o in others), logs) if others else (0, {})
+        await tx.count_ended_with(rows, decide.ended_parents(rows, others, now))
 
         def judge(o: Outcome) -> tuple[Finished, Change | End | None]:
             if (success := plain.get(o.task_id)) is not None:

@@ -110,6 +110,14 @@ _SELECT_BUSY = f"SELECT parent_id {_FAMILY}{_ALIVE} LIMIT 1"
 _SELECT_FAMILY = (
     f"SELECT task_id, children, cancel_requested_at IS NOT NULL AS asked {_FAMILY}{_ALIVE} ORDER BY asked LIMIT %s"
 )
+# Who was cancelled with its parent has no deadline any more (0). Who timed out counts if it met its parent's
+# deadline, not a timeout of its own; and nobody counts who ended with a former attempt.
+_SELECT_ENDED_WITH = (
+    f"SELECT COUNT(*) {_FAMILY}status = IF(expires_at = 0, 'CANCELLED', 'TIMEOUT') "
+    "AND COALESCE(started_at + timeout * 1000 >= expires_at, TRUE) "
+    "AND IF(expires_at = 0, completed_at, expires_at) >= "
+    "(SELECT t.started_at FROM task AS t FORCE INDEX (PRIMARY) WHERE t.task_id = %s)"
+)
 SELECT_PARENTS = (
     f"SELECT JSON_ARRAY({_text('task_id', 'task_id', 'task_type', 'status')}, attempt, {_text('worker_id')}, "
     f"cancel_requested_at, started_at, timeout, expires_at) {_BY_KEY.replace(' AS t', '')}"
@@ -171,6 +179,11 @@ def busy(parents: Iterable[str]) -> list[bytes]:
 def family(parents: Iterable[str], limit: int) -> list[bytes]:
     """The living children of these tasks, those that nobody has asked to end first."""
     return [bind(_SELECT_FAMILY, *decide.child_keys(parent), limit) for parent in parents]
+
+
+def ended_with(parents: Iterable[str]) -> list[bytes]:
+    """How many children were ended with each of these tasks, a statement a task."""
+    return [bind(_SELECT_ENDED_WITH, *decide.child_keys(parent), parent) for parent in parents]
 
 
 def oldest_ended(limit: int) -> bytes:

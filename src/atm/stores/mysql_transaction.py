@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import trio
@@ -94,6 +94,12 @@ class Transaction:
             for found in await self.run(*texts.busy(parents)):
                 for name in found.column:
                     parents[name.decode()].busy = True
+
+    async def count_ended_with(self, rows: Mapping[str, Row], parents: Sequence[str]) -> None:
+        """Count the children that were ended with these tasks, which are among the rows."""
+        if parents:
+            for name, found in zip(parents, await self.run(*texts.ended_with(parents)), strict=True):
+                rows[name].ended_with = found.number
 
 
 class Transactions:

@@ -17,6 +17,7 @@ from atm.task import Status
 
 def finish(_: None, calls: list[Call], writer: Writer, now: int) -> None:
     rows = writer.rows(o.task_id for call in calls for o in call.rows)
+    writer.count_ended_with(rows, decide.ended_parents(rows, (o for call in calls for o in call.rows), now))
     writer.judge(calls, lambda o: decide.finish(rows.get(o.task_id), o, now, writer.log), now)
 
 

@@ -147,6 +147,16 @@ SELECT value FROM json_each(?) WHERE EXISTS (
   SELECT 1 FROM task INDEXED BY task_idempotency WHERE idempotency_key > char(31) || value || '/'
   AND idempotency_key < char(31) || value || '0' AND sweep_at IS NOT NULL)
 """
+# Who was cancelled with its parent has no deadline any more (0). Who timed out counts if it met its parent's
+# deadline, not a timeout of its own; and nobody counts who ended with a former attempt.
+COUNT_ENDED_WITH = """
+SELECT p.task_id, (
+  SELECT count(*) FROM task INDEXED BY task_idempotency WHERE idempotency_key > char(31) || p.task_id || '/'
+  AND idempotency_key < char(31) || p.task_id || '0' AND status = iif(expires_at = 0, 'CANCELLED', 'TIMEOUT')
+  AND coalesce(started_at + timeout * 1000 >= expires_at, true)
+  AND iif(expires_at = 0, completed_at, expires_at) >= p.started_at)
+FROM json_each(?) JOIN task AS p ON p.task_id = value
+"""
 SELECT_FAMILY = (
     "SELECT task_id, children, cancel_requested_at IS NOT NULL FROM task INDEXED BY task_idempotency "
     "WHERE idempotency_key > ? AND idempotency_key < ? AND sweep_at IS NOT NULL "

@@ -7,7 +7,7 @@ results. All runs in the writer's thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -140,6 +140,12 @@ class Writer:
             for (parent_id,) in self.db.execute(texts.SELECT_BUSY, (to_json(parents),)):
                 found[parent_id].busy = True
         return found
+
+    def count_ended_with(self, rows: Mapping[str, Row], parents: Sequence[str]) -> None:
+        """Count the children that were ended with these tasks, which are among the rows."""
+        if parents:
+            for parent_id, count in self.db.execute(texts.COUNT_ENDED_WITH, (to_json(parents),)):
+                rows[parent_id].ended_with = count
 
     def add(self, task: NewTask, now: int, values: list[Any]) -> Created:
         """Put the row of a new task behind ``values``, for ``insert``, and its first row into the log."""
