@@ -130,6 +130,13 @@ class Coordinator(Protocol):
         """
         ...
 
+    async def withdraw(self, hints: Sequence[Hint]) -> None:
+        """These tasks do not wait any more: their hints are dropped where they are cheap to find.
+
+        A hint that stays is refused at the claim.
+        """
+        ...
+
     async def overview(self) -> Overview | None:
         """What waits and who works; None when that cannot be learned now."""
         ...

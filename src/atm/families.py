@@ -1,14 +1,21 @@
-"""Cancelling the children of tasks that end: the store's verdicts, a page at a time, and the messages."""
+"""Cancels: what the store's verdicts mean for the queues, and for the children of tasks that end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from atm.coordinator import CancelRequest, Coordinator, TaskEvent
-from atm.store import Store
+from atm.coordinator import CancelRequest, Coordinator, Hint, TaskEvent
+from atm.store import CancelVerdict, Store
 from atm.task import TERMINAL
 
 PAGE = 500
+
+
+async def withdraw(coordinator: Coordinator, verdicts: Mapping[str, CancelVerdict]) -> None:
+    """Take the hints of those of these cancelled tasks back that waited, by task id."""
+    hints = [Hint(name, v.task_type, v.priority) for name, v in verdicts.items() if v.task_type is not None]
+    if hints:
+        await coordinator.withdraw(hints)
 
 
 async def cancel_children(store: Store, coordinator: Coordinator, parents: Sequence[str]) -> int:
@@ -20,6 +27,7 @@ async def cancel_children(store: Store, coordinator: Coordinator, parents: Seque
     while True:
         found = await store.cancel_children(parents, PAGE)
         met = max(met, found.met)
+        await withdraw(coordinator, found.verdicts)
         ends: list[TaskEvent] = []
         for task_id, verdict in found.verdicts.items():
             if verdict.status in TERMINAL:

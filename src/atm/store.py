@@ -160,6 +160,7 @@ class CancelVerdict(msgspec.Struct, frozen=True, gc=False):
     """``worker_id`` None with REQUESTED: no worker has it; the leader ends it once its children have ended.
 
     ``children``: some that live are to be cancelled too, by ``cancel_children``.
+    ``task_type``, ``priority``: of a task that was PENDING until now, as its hint has them.
     """
 
     state: CancelState
@@ -168,6 +169,8 @@ class CancelVerdict(msgspec.Struct, frozen=True, gc=False):
     attempt: int = 0
     changed: bool = False
     children: bool = False
+    task_type: str | None = None
+    priority: int = 0
 
 
 class CancelledChildren(msgspec.Struct, frozen=True, gc=False):

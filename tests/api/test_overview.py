@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trio
 
-from api.site import BATCH, Site, assert_problem, assert_success, until
+from api.site import BATCH, TASKS, Site, assert_problem, assert_success, until
 
 MakeSite = Callable[..., Site]
 
@@ -72,6 +72,27 @@ def test_queues_show_what_waits_by_priority(make_site: MakeSite) -> None:
     until(lambda: assert_success(site.http.get(QUEUES))["queues"][0]["oldest_age"] > ages[0])
     site.gates.open("queue")
     until(lambda: [queue["length"] for queue in assert_success(site.http.get(QUEUES))["queues"]] == [0, 0, 4])
+
+
+def test_what_is_cancelled_waits_in_no_queue(make_site: MakeSite) -> None:
+    site = make_site(capacity=1)
+    site.running("queue")
+    kept = [site.create(name) for name in ("nobody", "echo")]
+    gone = [site.create(name, priority=priority) for name in ("nobody", "echo") for priority in (1, 0, -1)]
+    gone += [site.create(name, delay=1_000) for name in ("nobody", "echo")]
+    for task_id in gone:
+        assert_success(site.http.post(f"{TASKS}/{task_id}/cancel"), message="Task cancelled successfully")
+    data = assert_success(site.http.get(QUEUES))
+    assert [(queue["length"], queue["parked"]) for queue in data["queues"]] == [(0, 0), (2, 1), (0, 0)]
+    assert data["delayed"] == 0
+    for task_id in kept:
+        site.http.post(f"{TASKS}/{task_id}/cancel")
+    data = assert_success(site.http.get(QUEUES))
+    empty = {"length": 0, "parked": 0, "oldest_age": 0.0}
+    assert data["queues"] == [{"name": name, **empty} for name in ("high", "normal", "low")]
+    assert_success(site.http.post(f"{TASKS}/{kept[0]}/retry"), message="Task will run again")
+    assert assert_success(site.http.get(QUEUES))["queues"][1]["parked"] == 1, "opened again it waits again"
+    site.gates.open("queue")
 
 
 @pytest.mark.parametrize("path", [WORKERS, QUEUES])

@@ -67,6 +67,9 @@ class Hall:
     async def requeue(self, *names: str) -> int:
         return await self.coordinator.requeue([hint(name) for name in names])
 
+    async def withdraw(self, *names: str, priority: int = 0) -> None:
+        await self.coordinator.withdraw([hint(name, priority) for name in names])
+
     async def dispatch(self, limit: int = 100) -> int:
         return await self.coordinator.dispatch(self.balance, limit)
 

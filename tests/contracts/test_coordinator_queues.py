@@ -191,6 +191,83 @@ async def test_a_task_may_be_delayed_again_after_it_came(hall: Hall, clock: Cloc
         await hall.settle("a1")
 
 
+# withdrawn hints
+
+
+async def test_what_is_withdrawn_from_a_queue_is_gone_and_the_others_keep_their_places(
+    hall: Hall, clock: Clock | None
+) -> None:
+    await hall.push("a1", "b2", "a3", "a4", "b5")
+    await hall.push("a6", "a7", priority=1)
+    await hall.withdraw("a3", "b5")
+    await hall.withdraw("a6", priority=1)
+    assert await hall.lengths() == [1, 3, 0]
+    await hall.worker()
+    assert await hall.serve() == ["a7", "a1", "b2", "a4"]
+
+
+async def test_what_is_withdrawn_while_it_is_parked_is_gone(hall: Hall, clock: Clock | None) -> None:
+    await hall.worker(types=["a"])
+    await hall.push("x1", "y2", "x3", "x4")
+    await hall.push("x5", priority=-1)
+    assert await hall.serve() == []
+    await hall.withdraw("x3", "y2")
+    await hall.withdraw("x5", priority=-1)
+    assert await hall.parked() == await hall.lengths() == [0, 2, 0]
+    await hall.worker("late", types=["x", "y"])
+    assert await hall.serve("late") == ["x1", "x4"]
+
+
+async def test_a_queue_of_which_all_is_withdrawn_is_as_new(hall: Hall, clock: Clock | None) -> None:
+    await hall.worker(types=["a"])
+    await hall.push("x1", "x2")
+    assert await hall.serve() == []
+    await hall.push("b3")
+    await hall.push("a4", delay=1000)
+    await hall.withdraw("x2", "x1", "b3", "a4")
+    assert [(queue.length, queue.parked, queue.oldest_age) for queue in await hall.queues()] == [(0, 0, 0)] * 3
+    assert await hall.delayed() == 0
+    await hall.push("a5")
+    assert await hall.serve() == ["a5"]
+
+
+async def test_a_delayed_task_that_is_withdrawn_does_not_come(hall: Hall, clock: Clock | None) -> None:
+    await hall.worker()
+    await hall.push("a1", "a2", "a3", delay=20)
+    await hall.push("a4", delay=20, priority=-1)
+    await hall.withdraw("a2")
+    await hall.withdraw("a4", priority=-1)
+    assert await hall.delayed() == 2
+    await hall.sleep(21)
+    assert await hall.serve() == ["a1", "a3"]
+
+
+async def test_to_withdraw_what_is_not_there_changes_nothing(hall: Hall, clock: Clock | None) -> None:
+    await hall.worker(capacity=2, types=["a"])
+    await hall.push("a1", "a2", "a3", "x4")
+    await hall.push("a5", delay=1000)
+    assert await hall.serve() == ["a1", "a2"]
+    await hall.withdraw("a9", "b9", "x9", "a1")
+    await hall.withdraw()
+    assert (await hall.lengths(), await hall.delayed()) == ([0, 2, 0], 1)
+    await hall.settle("a1", "a2")
+    assert await hall.serve() == ["a3"]
+
+
+async def test_a_hint_that_was_withdrawn_may_come_again(hall: Hall, clock: Clock | None) -> None:
+    await hall.worker()
+    for delay in (0, 10, 10):
+        await hall.push("a1", delay=delay)
+        await hall.withdraw("a1")
+        await hall.push("a1", delay=delay)
+        await hall.push("a2", delay=delay)
+        await hall.sleep(delay + 1)
+        assert await hall.serve() == ["a1", "a2"]
+        await hall.settle("a1", "a2")
+        assert await hall.delayed() == 0
+        assert await hall.serve() == []
+
+
 # wake-ups
 
 

@@ -13,9 +13,10 @@ from contracts.bench import Bench
 
 
 async def test_a_waiting_task_is_cancelled_at_once(bench: Bench) -> None:
-    task_id = await bench.create()
+    task_id = await bench.create(priority=-1)
     (verdict,) = await bench.store.cancel([task_id])
-    assert verdict == CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True)
+    told = {"task_type": "echo", "priority": -1}
+    assert verdict == CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True, **told)
     task = await bench.get(task_id)
     assert task.status is Status.CANCELLED
     assert task.completed_ms == task.cancel_requested_ms is not None

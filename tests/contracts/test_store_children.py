@@ -269,7 +269,7 @@ async def test_a_running_parent_is_cancelled_with_its_children(bench: Bench) -> 
     found = await bench.store.cancel_children([parent.task_id], LIMIT)
     assert found.met == 2
     assert found.verdicts == {
-        waiting: CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True),
+        waiting: CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True, task_type="echo"),
         running.task_id: CancelVerdict(CancelState.REQUESTED, Status.PROCESSING, "worker-2", 1, changed=True),
     }
     again = await bench.store.cancel_children([parent.task_id], LIMIT)
@@ -307,7 +307,8 @@ async def test_a_parent_that_waits_for_its_retry_is_cancelled_after_its_children
     child = await bench.claim(await spawn(bench, parent))
     await bench.finish(parent, Status.FAILED, retry_in=50.0, error_json='{"message":"m"}')
     (verdict,) = await bench.store.cancel([parent.task_id])
-    assert verdict == CancelVerdict(CancelState.REQUESTED, Status.PROCESSING, changed=True, children=True)
+    told = {"changed": True, "children": True, "task_type": "echo"}
+    assert verdict == CancelVerdict(CancelState.REQUESTED, Status.PROCESSING, **told)
     assert await bench.claims([parent.task_id]) == ["gone"]
     assert await bench.store.recover(10) == []
     assert await bench.store.settle(10) == [Settled(parent.task_id, "echo", Status.PROCESSING)]
@@ -340,6 +341,7 @@ async def test_children_whose_time_is_over_time_out(bench: Bench) -> None:
     await bench.advance(60.5)
     found = await bench.store.cancel_children([parent.task_id], LIMIT)
     assert {name: verdict.status for name, verdict in found.verdicts.items()} == {waiting: Status.TIMEOUT}
+    assert found.verdicts[waiting].task_type == "echo", "its hint waits in vain"
     assert (await bench.get(ending.task_id)).cancel_requested_ms is None, "it ends by its own deadline"
     await bench.advance(10)
     found = await bench.store.cancel_children([parent.task_id], LIMIT)

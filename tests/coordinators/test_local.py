@@ -73,6 +73,29 @@ async def test_nothing_is_kept_of_what_is_dealt_with(hall: Hall, autojump_clock:
     assert not any(coordinator._lines.values())
 
 
+async def test_nothing_is_kept_of_what_is_withdrawn(hall: Hall, autojump_clock: MockClock) -> None:
+    coordinator = hall.coordinator
+    assert isinstance(coordinator, LocalCoordinator)
+    for number in range(100):
+        await hall.push(f"a{number}")
+        await hall.push(f"b{number}", delay=3600)
+        await hall.withdraw(f"a{number}", f"b{number}")
+        assert len(coordinator._delayed) <= 1
+    await hall.push("a1", "a2", "a3", delay=10)
+    await hall.withdraw("a2")
+    await hall.push("a2", delay=10)
+    await hall.withdraw("a1", "a3")
+    assert await hall.delayed() == 1
+    await trio.sleep(11)
+    await hall.worker()
+    assert await hall.serve() == ["a2"]
+    await hall.settle("a2")
+    assert await hall.delayed() == 0
+    assert not coordinator._known
+    assert not coordinator._delayed
+    assert not any(coordinator._lines.values())
+
+
 async def test_a_known_hint_is_not_doubled(hall: Hall, autojump_clock: MockClock) -> None:
     await hall.worker()
     await hall.push("a1", "a1")

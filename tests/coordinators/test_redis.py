@@ -89,6 +89,32 @@ async def test_types_may_have_colons(hall: Hall) -> None:
     assert await hall.serve() == ["t1"]
 
 
+async def test_of_what_is_withdrawn_no_key_is_left(hall: Hall, redis_server: RedisServer) -> None:
+    await hall.worker(types=["a"])
+    await hall.overview()
+    before = keys(redis_server)
+    hints = [Hint("t1", "mail:send:1", -1), Hint("t2", "mail:send:1", 1), Hint("t3", "mail:send:1", 1, 1000.0)]
+    await hall.coordinator.push([*hints, hint("a4", delay=1000.0), hint("x5")])
+    assert await hall.dispatch() == 0
+    assert sorted(redis_server.call("SMEMBERS", "queue:parked")) == ["mail:send:1:-1", "mail:send:1:1", "x:0"]
+    await hall.coordinator.withdraw([*hints, hint("a4"), hint("x5")])
+    await hall.overview()
+    assert keys(redis_server) == before
+
+
+async def test_what_is_withdrawn_is_not_searched_for_in_long_lists(hall: Hall, redis_server: RedisServer) -> None:
+    await hall.worker(types=["a"], capacity=2)
+    lengths = {"queue:parked:x:0": 1000, "queue:parked:y:0": 1001, "queue:normal": 1001}
+    for key, length in lengths.items():
+        name = key[-3] if "parked" in key else "z"
+        redis_server.call("RPUSH", key, *(f"{name}{number}:{name}" for number in range(length)))
+    redis_server.call("SADD", "queue:parked", "x:0", "y:0")
+    await hall.withdraw("x7", "y7", "z7")
+    await hall.overview()
+    left = {key: redis_server.call("LLEN", key) for key in lengths}
+    assert left == lengths | {"queue:parked:x:0": 999}
+
+
 async def test_keys_return_to_what_they_were(hall: Hall, redis_server: RedisServer) -> None:
     await hall.overview()
     before = keys(redis_server)

@@ -169,6 +169,10 @@ class Cuttable(LocalCoordinator):
         if not self._is_cut:
             await super().push(hints)
 
+    async def withdraw(self, hints: Sequence[Hint]) -> None:
+        if not self._is_cut:
+            await super().withdraw(hints)
+
     async def dispatch(self, balance: Balance, limit: int) -> int:
         return 0 if self._is_cut else await super().dispatch(balance, limit)
 

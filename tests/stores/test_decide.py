@@ -185,7 +185,8 @@ def test_a_repetition_is_answered_and_changes_nothing(judged: Row, outcome: Outc
 def test_a_waiting_row_is_cancelled() -> None:
     judged, logs = row(Status.PENDING), list[Log]()
     verdict, change = decide.cancel(judged, NOW, logs.append)
-    assert verdict == CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True)
+    told = {"task_type": "echo", "priority": 1}
+    assert verdict == CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True, **told)
     assert judged.cancel_requested_ms == NOW
     assert change == change_of(judged, completed_ms=NOW, keep_body=True)
     assert logs == [Log(7, "STATE_CHANGE", "PENDING", "CANCELLED", "Task cancelled", "w", 2)]

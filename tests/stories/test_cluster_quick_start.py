@@ -108,6 +108,11 @@ def test_each_node_has_the_roles_that_it_is_given(mariadb: Databases) -> None:
         [door] = cluster.start("door", roles="api")
         waits = door.create("quick")
         assert door.task(waits)["status"] == "PENDING"
+        assert door.cancel(door.create("quick", delay=1000)).status_code == 200
+        assert door.cancel(door.create("quick", priority=1)).status_code == 200
+        queues = door.data("/queues")
+        assert [queue["length"] for queue in queues["queues"]] == [0, 1, 0], "the cancelled ones do not wait"
+        assert queues["delayed"] == 0
 
         [hand] = cluster.start("hand", roles="worker")
         [head] = cluster.start("head", roles="scheduler")

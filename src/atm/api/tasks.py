@@ -145,6 +145,7 @@ class TaskRoutes:
         (verdict,) = await self._store.cancel([task_id])
         if verdict.state is CancelState.UNKNOWN:
             raise _no_task(task_id)
+        await families.withdraw(self._coordinator, {task_id: verdict})
         if verdict.state is CancelState.REQUESTED:
             await self._request_cancel(task_id, verdict)
             task = await self._waiters.ended(task_id, self._cancel_patience)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from atm.flag import Flag
 from atm.task import QUEUES
 
 MAX_HINTS = 1_000_000
-"""Hints held at the most (some 200 bytes each); what is pushed beyond comes back by the sweep."""
+"""Hints held at the most (some 400 bytes each); what is pushed beyond comes back by the sweep."""
 
 
 MAX_CREDIT = 1000
@@ -33,6 +33,10 @@ class _Waiting(NamedTuple):
     number: int
     since: float
     hint: Hint
+
+
+_Line = OrderedDict[str, _Waiting]
+"""By task id, so that one which is withdrawn need not be searched for."""
 
 
 class _Desk:
@@ -57,9 +61,9 @@ class LocalCoordinator:
     """Implements ``atm.coordinator.Coordinator`` for one process."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, dict[str, deque[_Waiting]]] = {priority: {} for priority in QUEUES}
+        self._lines: dict[int, dict[str, _Line]] = {priority: {} for priority in QUEUES}
         self._delayed: list[tuple[float, int, Hint]] = []
-        self._stale = 0  # of those, pushed again for an earlier time
+        self._stale = 0  # of those, withdrawn or pushed again for an earlier time
         # When each known hint is due; -inf from the moment it stands in a line.
         self._known: dict[str, float] = {}
         self._number = 0
@@ -119,7 +123,7 @@ class LocalCoordinator:
             if hint.delay > 0:
                 heapq.heappush(self._delayed, (due, self._number, hint))
             else:
-                self._line(hint).append(_Waiting(self._number, now, hint))
+                self._line(hint)[hint.task_id] = _Waiting(self._number, now, hint)
         self._changed.set()
 
     async def requeue(self, hints: Sequence[Hint]) -> int:
@@ -127,11 +131,37 @@ class LocalCoordinator:
         await self.push(missing)
         return len(missing)
 
-    def _line(self, hint: Hint) -> deque[_Waiting]:
+    async def withdraw(self, hints: Sequence[Hint]) -> None:
+        for hint in hints:
+            due = self._known.get(hint.task_id, -math.inf)
+            if due > -math.inf:
+                self._stale += 1
+            elif not self._leaves_line(hint):
+                continue  # a worker has it, and settles it
+            self._known.pop(hint.task_id, None)
+        # What is stale has no other bound.
+        if self._stale * 2 > len(self._delayed):
+            self._drop_stale()
+
+    def _leaves_line(self, hint: Hint) -> bool:
+        lines = self._lines[hint.priority]
+        line = lines.get(hint.task_type)
+        if line is None or line.pop(hint.task_id, None) is None:
+            return False
+        if not line:
+            del lines[hint.task_type]
+        return True
+
+    def _drop_stale(self) -> None:
+        live = {item[2].task_id: item for item in self._delayed if self._known.get(item[2].task_id) == item[0]}
+        self._delayed = sorted(live.values())
+        self._stale = 0
+
+    def _line(self, hint: Hint) -> _Line:
         lines = self._lines[hint.priority]
         line = lines.get(hint.task_type)
         if line is None:
-            line = lines[hint.task_type] = deque()
+            line = lines[hint.task_type] = OrderedDict()
         return line
 
     async def overview(self) -> Overview:
@@ -145,7 +175,7 @@ class LocalCoordinator:
         found = []
         for priority, name in QUEUES.items():
             lines = self._lines[priority]
-            oldest = min((line[0].since for line in lines.values()), default=now)
+            oldest = min((_head(line).since for line in lines.values()), default=now)
             parked = sum(len(line) for name, line in lines.items() if name not in runnable)
             length = sum(map(len, lines.values()))
             found.append(QueueInfo(name=name, length=length, parked=parked, oldest_age=now - oldest))
@@ -176,19 +206,17 @@ class LocalCoordinator:
             if self._known.get(hint.task_id) == due:
                 self._known[hint.task_id] = -math.inf
                 self._number += 1
-                self._line(hint).append(_Waiting(self._number, due, hint))
+                self._line(hint)[hint.task_id] = _Waiting(self._number, due, hint)
             else:
                 self._stale -= 1
 
-    def _dispatch_priority(
-        self, lines: dict[str, deque[_Waiting]], desks: list[_Desk], balance: Balance, left: int
-    ) -> int:
+    def _dispatch_priority(self, lines: dict[str, _Line], desks: list[_Desk], balance: Balance, left: int) -> int:
         able = {
             name: [desk for desk in desks if name in desk.info.task_types]
             for name in lines
             if self._room.get(name, 1) > 0
         }
-        heads = [(lines[name][0].number, name) for name, candidates in able.items() if candidates]
+        heads = [(_head(lines[name]).number, name) for name, candidates in able.items() if candidates]
         heapq.heapify(heads)
         while heads and left:
             _, name = heapq.heappop(heads)
@@ -200,7 +228,7 @@ class LocalCoordinator:
             turns = 1 if heads or len(candidates) > 1 else min(left, candidates[0].free, len(line))
             turns = min(turns, self._room.get(name, turns))
             for _ in range(turns):
-                waiting = line.popleft()
+                _, waiting = line.popitem(last=False)
                 _choose(balance, waiting.hint, candidates).handed.append(waiting)
             left -= turns
             if name in self._room:
@@ -211,7 +239,7 @@ class LocalCoordinator:
             if not line:
                 del lines[name]
             elif self._room.get(name, 1) > 0:
-                heapq.heappush(heads, (line[0].number, name))
+                heapq.heappush(heads, (_head(line).number, name))
         return left
 
     # workers
@@ -232,7 +260,9 @@ class LocalCoordinator:
     def _put_back(self, waiting: Iterable[_Waiting]) -> None:
         """To where they stood in their lines."""
         for item in sorted(waiting, reverse=True):
-            self._line(item.hint).appendleft(item)
+            line = self._line(item.hint)
+            line[item.hint.task_id] = item
+            line.move_to_end(item.hint.task_id, last=False)
         self._changed.set()
 
     async def take(self, worker_id: str) -> list[Hint]:
@@ -309,6 +339,10 @@ class LocalCoordinator:
             await trio.sleep_forever()
         finally:
             self._event_listeners.remove(deliver)
+
+
+def _head(line: _Line) -> _Waiting:
+    return next(iter(line.values()))
 
 
 def _choose(balance: Balance, hint: Hint, desks: list[_Desk]) -> _Desk:

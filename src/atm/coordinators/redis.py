@@ -56,6 +56,7 @@ class RedisCoordinator:
         self.end_rebuild = queues.end_rebuild
         self.push = queues.push
         self.requeue = queues.requeue
+        self.withdraw = queues.withdraw
         self.overview = queues.overview
         self.changed = dispatcher.changed
         self.dispatch = dispatcher.dispatch

@@ -1,4 +1,4 @@
-"""What the queues hold: pushing, the sweep's look for what is missing, rebuilding, the overview."""
+"""What the queues hold: pushing, withdrawing, the sweep's look for what is missing, rebuilding, the overview."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class Queues:
         self._terms = terms
         self._bell = bell
         self._losses_before_rebuild = 0
-        # One object, so that pushes in a row are merged.
+        # One object each, so that those in a row are merged.
         self._push = Request(SCRIPTS["push"], self._pushed)
+        self._withdraw = Request(SCRIPTS["withdraw"], lambda hints: (encode({"hints": [*map(written, hints)]}),))
 
     async def push(self, hints: Sequence[Hint]) -> None:
         # If there may be slots for them the look comes in the same trip.
@@ -78,6 +79,9 @@ class Queues:
         missing, news = answer
         heard(news)
         return int(missing)
+
+    async def withdraw(self, hints: Sequence[Hint]) -> None:
+        self._link.post(self._withdraw, hints)
 
     async def overview(self) -> Overview | None:
         answer = await self._link.ask(says("overview"))

@@ -299,7 +299,7 @@ def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Chang
         row.cancel_requested_ms = now
         log(step(row, Status.PROCESSING, "Cancellation requested; its children end first"))
         change = _wait_for_children(row, now)
-        return CancelVerdict(CancelState.REQUESTED, row.status, changed=True, children=True), change
+        return _waits_no_more(CancelState.REQUESTED, row, children=True), change
     if _waits_for_children(row) and not row.busy:
         row.cancel_requested_ms = row.cancel_requested_ms or now
         return CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True), _settle(row, now, log)
@@ -308,7 +308,7 @@ def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Chang
         row.status = Status.CANCELLED
         change = _change(row, completed_ms=now, keep_body=True)
         row.cancel_requested_ms = change.cancel_requested_ms = now
-        return CancelVerdict(CancelState.CANCELLED, row.status, changed=True), change
+        return _waits_no_more(CancelState.CANCELLED, row), change
     if row.status is Status.PROCESSING:
         first = row.cancel_requested_ms is None
         verdict = CancelVerdict(
@@ -320,6 +320,12 @@ def cancel(row: Row | None, now: int, log: AddLog) -> tuple[CancelVerdict, Chang
         return verdict, None
     state = CancelState.CANCELLED if row.status is Status.CANCELLED else CancelState.TERMINAL
     return CancelVerdict(state, row.status), None
+
+
+def _waits_no_more(state: CancelState, row: Row, *, children: bool = False) -> CancelVerdict:
+    return CancelVerdict(
+        state, row.status, changed=True, children=children, task_type=row.task_type, priority=row.priority
+    )
 
 
 def reopen(row: Row, now: int, log: AddLog, message: str = "Retry requested") -> Change | None:
@@ -418,7 +424,7 @@ def cancel_child(row: Row, now: int, log: AddLog) -> tuple[CancelVerdict, Change
             row.status = Status.TIMEOUT
             change = _change(row, completed_ms=now)
             change.error_json = EXPIRED_ERROR
-            return CancelVerdict(CancelState.TERMINAL, row.status, changed=True), change
+            return _waits_no_more(CancelState.TERMINAL, row), change
         if row.status is Status.PROCESSING and row.worker_id and -OVERRUN < row.expires_ms - now < NEAR:
             return CancelVerdict(CancelState.REQUESTED, row.status), None
     return cancel(row, now, log)
