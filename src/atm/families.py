@@ -18,22 +18,20 @@ async def withdraw(coordinator: Coordinator, verdicts: Mapping[str, CancelVerdic
         await coordinator.withdraw(hints)
 
 
-async def cancel_children(store: Store, coordinator: Coordinator, parents: Sequence[str]) -> int:
-    """Cancel the living descendants of these tasks, wherever they wait or run; how many were found alive.
+async def cancel_children(store: Store, coordinator: Coordinator, parents: Sequence[str]) -> None:
+    """Cancel the living descendants of these tasks, wherever they wait or run.
 
     Those that run end by and by. Raises: StoreUnavailable.
     """
-    met = 0
     while True:
-        found = await store.cancel_children(parents, PAGE)
-        met = max(met, found.met)
-        await withdraw(coordinator, found.verdicts)
+        verdicts = await store.cancel_children(parents, PAGE)
+        await withdraw(coordinator, verdicts)
         ends: list[TaskEvent] = []
-        for task_id, verdict in found.verdicts.items():
+        for task_id, verdict in verdicts.items():
             if verdict.status in TERMINAL:
                 ends.append(TaskEvent(task_id, verdict.status))
             elif verdict.worker_id is not None:
                 await coordinator.request_cancel(verdict.worker_id, CancelRequest(task_id, verdict.attempt))
         await coordinator.publish(ends)
-        if len(found.verdicts) < PAGE:
-            return met
+        if len(verdicts) < PAGE:
+            return

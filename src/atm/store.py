@@ -173,13 +173,6 @@ class CancelVerdict(msgspec.Struct, frozen=True, gc=False):
     priority: int = 0
 
 
-class CancelledChildren(msgspec.Struct, frozen=True, gc=False):
-    """``met`` counts the descendants found alive; ``verdicts`` are on those not asked before, by task id."""
-
-    met: int
-    verdicts: dict[str, CancelVerdict]
-
-
 class Settled(msgspec.Struct, frozen=True, gc=False):
     """A task without a worker that waited for its children to end; PROCESSING: it still does."""
 
@@ -310,8 +303,9 @@ class Store(Protocol):
         """
         ...
 
-    async def cancel_children(self, parents: Sequence[str], limit: int) -> CancelledChildren:
-        """Cancel the living descendants of these tasks, about ``limit`` at a time.
+    async def cancel_children(self, parents: Sequence[str], limit: int) -> dict[str, CancelVerdict]:
+        """Cancel the living descendants of these tasks, about ``limit`` at a time; what became of those not asked
+        before, by task id.
 
         Who still waits becomes CANCELLED (TIMEOUT where its parent's deadline has passed); who runs is marked,
         but for those that end by that deadline just now.

@@ -124,7 +124,7 @@ async def family_life(bench: Bench) -> None:
     await bench.finish(parent, Status.FAILED, retry_in=100.0)
     await store.cancel([parent.task_id])
     assert await store.settle(10)
-    assert (await store.cancel_children([parent.task_id], 100)).verdicts
+    assert await store.cancel_children([parent.task_id], 100)
     await bench.finish(running, Status.CANCELLED)
     assert "1 child ended with it" in (await bench.logs(running.task_id))[-1].message
     assert await store.settle(10)

@@ -267,13 +267,11 @@ async def test_a_running_parent_is_cancelled_with_its_children(bench: Bench) -> 
     assert (verdict.state, verdict.children) == (CancelState.REQUESTED, True)
 
     found = await bench.store.cancel_children([parent.task_id], LIMIT)
-    assert found.met == 2
-    assert found.verdicts == {
+    assert found == {
         waiting: CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True, task_type="echo"),
         running.task_id: CancelVerdict(CancelState.REQUESTED, Status.PROCESSING, "worker-2", 1, changed=True),
     }
-    again = await bench.store.cancel_children([parent.task_id], LIMIT)
-    assert (again.met, again.verdicts) == (1, {})
+    assert await bench.store.cancel_children([parent.task_id], LIMIT) == {}
     assert await waits(bench, parent, Status.CANCELLED)
     await bench.finish(running, Status.CANCELLED)
     assert await bench.finish(parent, Status.CANCELLED) is Status.CANCELLED
@@ -286,7 +284,7 @@ async def test_the_whole_family_is_cancelled_a_page_at_a_time(bench: Bench) -> N
         child = await bench.claim(await spawn(bench, parent, ordinal))
         family += [child.task_id, await spawn(bench, child, 0), await spawn(bench, child, 1)]
     asked: list[str] = []
-    while found := (await bench.store.cancel_children([parent.task_id], 2)).verdicts:
+    while found := (await bench.store.cancel_children([parent.task_id], 2)):
         asked += found
     assert sorted(asked) == sorted(family)
     assert {(await bench.get(name)).cancel_requested_ms is None for name in family} == {False}
@@ -297,8 +295,7 @@ async def test_children_are_cancelled_by_nobody_elses_cancel(bench: Bench) -> No
     child_id = await spawn(bench, other)
     (verdict,) = await bench.store.cancel([parent.task_id])
     assert not verdict.children
-    found = await bench.store.cancel_children([parent.task_id], LIMIT)
-    assert (found.met, found.verdicts) == (0, {})
+    assert await bench.store.cancel_children([parent.task_id], LIMIT) == {}
     assert await bench.status(child_id) is Status.PENDING
 
 
@@ -327,7 +324,7 @@ async def test_asked_again_once_its_children_have_ended_the_cancel_is_done(bench
     child_id = await spawn(bench, parent)
     await bench.finish(parent, Status.FAILED, retry_in=50.0)
     await bench.store.cancel([parent.task_id])
-    assert (await bench.store.cancel_children([parent.task_id], LIMIT)).met == 1
+    assert list(await bench.store.cancel_children([parent.task_id], LIMIT)) == [child_id]
     (verdict,) = await bench.store.cancel([parent.task_id])
     assert verdict == CancelVerdict(CancelState.CANCELLED, Status.CANCELLED, changed=True)
     assert await bench.status(child_id) is Status.CANCELLED
@@ -340,12 +337,12 @@ async def test_children_whose_time_is_over_time_out(bench: Bench) -> None:
     ending = await bench.claim(await spawn(bench, parent, 1))
     await bench.advance(60.5)
     found = await bench.store.cancel_children([parent.task_id], LIMIT)
-    assert {name: verdict.status for name, verdict in found.verdicts.items()} == {waiting: Status.TIMEOUT}
-    assert found.verdicts[waiting].task_type == "echo", "its hint waits in vain"
+    assert {name: verdict.status for name, verdict in found.items()} == {waiting: Status.TIMEOUT}
+    assert found[waiting].task_type == "echo", "its hint waits in vain"
     assert (await bench.get(ending.task_id)).cancel_requested_ms is None, "it ends by its own deadline"
     await bench.advance(10)
     found = await bench.store.cancel_children([parent.task_id], LIMIT)
-    assert [verdict.state for verdict in found.verdicts.values()] == [CancelState.REQUESTED], "or it does not"
+    assert [verdict.state for verdict in found.values()] == [CancelState.REQUESTED], "or it does not"
     await bench.steps(waiting)
 
 

@@ -104,7 +104,7 @@ async def test_of_what_is_withdrawn_no_key_is_left(hall: Hall, redis_server: Red
 
 async def test_what_is_withdrawn_is_not_searched_for_in_long_lists(hall: Hall, redis_server: RedisServer) -> None:
     await hall.worker(types=["a"], capacity=2)
-    lengths = {"queue:parked:x:0": 1000, "queue:parked:y:0": 1001, "queue:normal": 1001}
+    lengths = {"queue:parked:x:0": 10_000, "queue:parked:y:0": 10_001, "queue:normal": 10_001}
     for key, length in lengths.items():
         name = key[-3] if "parked" in key else "z"
         redis_server.call("RPUSH", key, *(f"{name}{number}:{name}" for number in range(length)))
@@ -112,7 +112,7 @@ async def test_what_is_withdrawn_is_not_searched_for_in_long_lists(hall: Hall, r
     await hall.withdraw("x7", "y7", "z7")
     await hall.overview()
     left = {key: redis_server.call("LLEN", key) for key in lengths}
-    assert left == lengths | {"queue:parked:x:0": 999}
+    assert left == lengths | {"queue:parked:x:0": 9_999}
 
 
 async def test_keys_return_to_what_they_were(hall: Hall, redis_server: RedisServer) -> None:

@@ -21,7 +21,6 @@ from atm.errors import StartError
 from atm.lane import Lane
 from atm.serial import Call, share
 from atm.store import (
-    CancelledChildren,
     CancelVerdict,
     Claimed,
     Created,
@@ -173,9 +172,9 @@ class MySqlStore:
     async def cancel(self, task_ids: Sequence[str]) -> list[CancelVerdict]:
         return cast("list[CancelVerdict]", await _batch(self._others, mysql_ends.cancel, None, task_ids))
 
-    async def cancel_children(self, parents: Sequence[str], limit: int) -> CancelledChildren:
+    async def cancel_children(self, parents: Sequence[str], limit: int) -> dict[str, CancelVerdict]:
         argument = (tuple(parents), limit)
-        return cast("CancelledChildren", await self._others.call(mysql_ends.cancel_children, argument))
+        return cast("dict[str, CancelVerdict]", await self._others.call(mysql_ends.cancel_children, argument))
 
     async def settle(self, limit: int) -> list[Settled]:
         return cast("list[Settled]", await self._chores.call(mysql_chores.settle, limit))

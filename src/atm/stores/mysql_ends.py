@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from atm.serial import Call, share
-from atm.store import CancelledChildren, CancelVerdict, Finished, Lease, Outcome, Reopened
+from atm.store import CancelVerdict, Finished, Lease, Outcome, Reopened
 from atm.stores import decide
 from atm.stores import mysql_texts as texts
 from atm.stores import mysql_writes as writes
@@ -100,7 +100,6 @@ async def cancel(_: None, calls: list[Call], tx: Transaction) -> None:
 
 async def cancel_children(argument: tuple[tuple[str, ...], int], calls: list[Call], tx: Transaction) -> None:
     parents, limit = argument
-    met = 0
     alive: list[str] = []
     while parents and len(alive) < limit:
         found = [
@@ -108,11 +107,9 @@ async def cancel_children(argument: tuple[tuple[str, ...], int], calls: list[Cal
             for result in await tx.run(*texts.family(parents, limit))
             for row in cast("list[tuple[bytes, bytes, bytes]]", result.rows)
         ]
-        met += len(found)
         alive += [name.decode() for name, _, asked in found if asked == b"0"]
         parents = tuple(name.decode() for name, has_children, _ in found if has_children != b"0")
-    verdicts = await _end_children(alive, tx) if alive else {}
-    share(calls, CancelledChildren(met, verdicts))
+    share(calls, await _end_children(alive, tx) if alive else {})
 
 
 async def _end_children(task_ids: list[str], tx: Transaction) -> dict[str, CancelVerdict]:

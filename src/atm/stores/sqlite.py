@@ -30,7 +30,6 @@ import trio
 from atm.errors import StoreDamaged
 from atm.serial import Call, SerialThread
 from atm.store import (
-    CancelledChildren,
     CancelVerdict,
     Claimed,
     Created,
@@ -153,9 +152,9 @@ class SqliteStore:
     async def cancel(self, task_ids: Sequence[str]) -> list[CancelVerdict]:
         return cast("list[CancelVerdict]", await self._writing.call(ends.cancel, None, task_ids))
 
-    async def cancel_children(self, parents: Sequence[str], limit: int) -> CancelledChildren:
+    async def cancel_children(self, parents: Sequence[str], limit: int) -> dict[str, CancelVerdict]:
         argument = (tuple(parents), limit)
-        return cast("CancelledChildren", await self._writing.call(ends.cancel_children, argument))
+        return cast("dict[str, CancelVerdict]", await self._writing.call(ends.cancel_children, argument))
 
     async def settle(self, limit: int) -> list[Settled]:
         return cast("list[Settled]", await self._writing.call(chores.settle, limit))

@@ -6,7 +6,7 @@ Each verb is carried out by the writer, in its transaction; see sqlite_writer.py
 from __future__ import annotations
 
 from atm.serial import Call, share
-from atm.store import CancelledChildren, CancelVerdict, Reopened
+from atm.store import CancelVerdict, Reopened
 from atm.stores import decide
 from atm.stores import sqlite_texts as texts
 from atm.stores.decide import Change, Log
@@ -58,7 +58,7 @@ def cancel(_: None, calls: list[Call], writer: Writer, now: int) -> None:
 
 
 def cancel_children(argument: tuple[tuple[str, ...], int], calls: list[Call], writer: Writer, now: int) -> None:
-    met, alive = _descendants(*argument, writer)
+    alive = _descendants(*argument, writer)
     rows = writer.rows(alive)
     decisions = {task_id: decide.cancel_child(row, now, writer.log) for task_id, row in rows.items()}
     writer.apply([change for _, change in decisions.values()], now)
@@ -66,21 +66,19 @@ def cancel_children(argument: tuple[tuple[str, ...], int], calls: list[Call], wr
     ended = [name for name in asked if decisions[name][0].status is not Status.TIMEOUT]
     if ended:
         writer.db.execute(texts.UPDATE_ORPHANED, (now, to_json(ended)))
-    share(calls, CancelledChildren(met, {name: decisions[name][0] for name in asked}))
+    share(calls, {name: decisions[name][0] for name in asked})
 
 
-def _descendants(parents: tuple[str, ...], limit: int, writer: Writer) -> tuple[int, list[str]]:
-    """How many that live were met, and about ``limit`` of them that nobody has asked to end."""
-    met = 0
+def _descendants(parents: tuple[str, ...], limit: int, writer: Writer) -> list[str]:
+    """About ``limit`` that live, and that nobody has asked to end."""
     alive: list[str] = []
     while parents and len(alive) < limit:
         found = []
         for parent_id in parents:
             found += writer.db.execute(texts.SELECT_FAMILY, (*decide.child_keys(parent_id), limit)).fetchall()
-        met += len(found)
         alive += [task_id for task_id, _, is_asked in found if not is_asked]
         parents = tuple(task_id for task_id, has_children, _ in found if has_children)
-    return met, alive
+    return alive
 
 
 def reopen(_: None, calls: list[Call], writer: Writer, now: int) -> None:
