@@ -112,7 +112,7 @@ def live(plan: Plan) -> Iterator[Figure]:
     yield Figure("    CPU a 1,000 tasks", found["cpu"], "s")
 
 
-def post_batches(port: int, count: int, connections: int = 2) -> float:
+def post_batches(port: int, count: int, connections: int = 8) -> float:
     """Create ``count`` no-op tasks by batches; seconds taken."""
     sizes = [min(BATCH, count - at) for at in range(0, count, BATCH)]
     bodies = {
