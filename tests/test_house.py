@@ -24,7 +24,7 @@ LAYERS = [
     # They use contracts, and know neither each other nor the implementations.
     {"api", "nursery"},
     # These may know everyone.
-    {"__main__", "cli", "node", "testing"},
+    {"__main__", "cli", "cluster", "node", "testing"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 IMPLEMENTATIONS, USERS = 2, 3

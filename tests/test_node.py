@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -27,6 +29,12 @@ def settings(tmp_path: Path) -> Config:
             "log": {"file": None},
         }
     )
+
+
+def test_an_embedded_node_loads_no_driver_of_a_cluster() -> None:
+    program = "import sys, atm.node; print({'redis', 'trio_mysql', 'cryptography'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 async def test_a_node_lives_in_a_nursery_of_another_program(settings: Config) -> None:

@@ -24,7 +24,6 @@ from atm.config import Config
 from atm.context import Commands
 from atm.coordinator import Coordinator
 from atm.coordinators.local import LocalCoordinator
-from atm.coordinators.redis import RedisCoordinator, RedisSettings
 from atm.errors import AtmError, ConfigError, leaf_of
 from atm.executor import Executor
 from atm.executors import loading
@@ -38,14 +37,11 @@ from atm.nursery.watchdog import Watchdog
 from atm.nursery.worker import Worker
 from atm.registry import Registry
 from atm.store import Store
-from atm.stores.mysql import MySqlStore
-from atm.stores.mysql_driver import Address
 from atm.stores.sqlite import SqliteStore
 
 CANCEL_MARGIN = 2.0
 """Seconds beyond the cleanup budget that a cancel call waits for the executor to end."""
 
-MYSQL_PORT = 3306
 WILDCARDS = ("0.0.0.0", "[::]")  # noqa: S104 - to be shown as this host's name
 
 SWITCH_INTERVAL = 0.0005
@@ -94,7 +90,9 @@ class Node:
         """
         if not self._is_cluster:
             raise ConfigError("database.driver", "the embedded store needs no migration")
-        return await MySqlStore(address_of(self.config.database)).migrate()
+        from atm import cluster
+
+        return await cluster.store(self.config.database).migrate()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be a node until SIGTERM, SIGINT or ``stop``; started when ready to serve.
@@ -176,19 +174,16 @@ class Node:
         on_commit = metrics.store_latency.observe
         if not self._is_cluster:
             return SqliteStore(database.path, on_commit=on_commit)
-        return MySqlStore(
-            address_of(self.config.database), pool_size=database.pool_size, boot_id=boot_id, on_commit=on_commit
-        )
+        from atm import cluster
+
+        return cluster.store(database, boot_id=boot_id, on_commit=on_commit)
 
     def _coordinator(self) -> Coordinator:
         if not self._is_cluster:
             return LocalCoordinator()
-        scheduler = self.config.scheduler
-        return RedisCoordinator(
-            redis_of(self.config.redis),
-            leader_ttl=scheduler.leader_lock_ttl,
-            renew_interval=scheduler.leader_renew_interval,
-        )
+        from atm import cluster
+
+        return cluster.coordinator(self.config.redis, self.config.scheduler)
 
     def _api(self, parts: Parts) -> AsgiApp:
         waiters = Waiters(parts.store, parts.coordinator, parts.health)
@@ -241,17 +236,22 @@ class Node:
             self._registry.restrict(self.config.worker.supported_types)
         return self._registry
 
+    def _place_of_data(self) -> str:
+        if not self._is_cluster:
+            return str(Path(self.config.database.path).absolute())
+        from atm import cluster
+
+        return str(cluster.address_of(self.config.database))
+
     def banner(self) -> str:
         """What the operator should know of a node that has started."""
         api = self._reachable("api")
-        database = self.config.database
-        data = str(address_of(self.config.database)) if self._is_cluster else str(Path(database.path).absolute())
         key = """ -H "X-API-Key: $ATM_API_KEY\"""" if self.config.server.api_keys else ""
         lines = [
             f"{self.config.app.name} is ready",
             f"  API      {api or 'off'}",
             f"  metrics  {self._reachable('metrics') or 'off'}",
-            f"  data     {data}",
+            f"  data     {self._place_of_data()}",
         ]
         if self.config.worker.enabled:
             types = ", ".join(self.task_types)
@@ -267,25 +267,6 @@ class Node:
                 "Ctrl-C stops it; what runs may finish first.",
             ]
         return "\n".join(lines)
-
-
-def address_of(database: configuration.Database) -> Address:
-    """Where the cluster's database is."""
-    return Address(
-        host=database.host or "127.0.0.1",
-        port=database.port or MYSQL_PORT,
-        user=database.user or "root",
-        password=database.password or "",
-        database=database.database or "task_manager",
-        socket=database.socket,
-        tls=database.tls or database.tls_ca is not None,
-        tls_ca=database.tls_ca,
-    )
-
-
-def redis_of(redis: configuration.Redis) -> RedisSettings:
-    """Where the cluster's Redis is."""
-    return RedisSettings(addr=redis.addr, password=redis.password or None, db=redis.db, url=redis.url)
 
 
 def _bind(

@@ -235,7 +235,7 @@ def _cluster(config: Config, node: Node) -> Iterator[Finding]:
 
 
 def _database(config: Config, node: Node) -> Generator[Finding, None, Survey | None]:
-    from atm.node import address_of
+    from atm.cluster import address_of
     from atm.stores.mysql_driver import Unreachable
     from atm.stores.mysql_survey import survey
 
@@ -253,8 +253,8 @@ def _database(config: Config, node: Node) -> Generator[Finding, None, Survey | N
 
 
 def _redis(config: Config) -> Generator[Finding, None, tuple[bool, str | None]]:
+    from atm.cluster import redis_of
     from atm.coordinators.redis_survey import survey
-    from atm.node import redis_of
 
     try:
         seen = trio.run(survey, redis_of(config.redis))
